@@ -128,6 +128,11 @@ class RequestBody:
         """
         self._limits.budget.take_for_answer(self._hold(), count)
 
+    @property
+    def largest_answer_bytes(self) -> int:
+        """What can be taken for an answer at most, when nobody else takes anything."""
+        return self._limits.budget.largest_answer_bytes
+
     def release(self) -> None:
         """Gives the memory back."""
         self._limits.budget.give_back(self._hold())

@@ -80,6 +80,9 @@ class BodyBudget:
         max_bytes: Maximum of all.
         largest_bytes: Maximum size of one body, for which each caller leaves room.
         clock: Seconds from any beginning.
+
+    Attributes:
+        largest_answer_bytes: What a caller can take for one answer at most, alone.
     """
 
     def __init__(
@@ -89,6 +92,9 @@ class BodyBudget:
         self._max_large_bytes = int(max_bytes * _SHARE_OF_LARGE_BODIES)
         self._largest_bytes = largest_bytes
         self._free_reserve_bytes = max(int(max_bytes * _RESERVE), largest_bytes)
+        self.largest_answer_bytes = (
+            max(self._max_large_bytes - largest_bytes, largest_bytes) + self._free_reserve_bytes
+        )
         self._clock = clock
         self._holdings: dict[Holding, None] = {}  # the newest is the last
         self._all = _Held()

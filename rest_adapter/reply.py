@@ -15,7 +15,7 @@ import orjson
 from qwenvl.aio import Events
 from rest_adapter.body import RequestBody, body_of
 from rest_adapter.disconnect import while_connected
-from rest_adapter.errors import ApiError, from_rpc
+from rest_adapter.errors import ApiError, from_rpc, too_large
 from rest_adapter.off_loop import off_loop
 from rest_adapter.paced import PacedResponse
 from rest_adapter.state import shared
@@ -138,11 +138,18 @@ class CollectedAnswers:
         """Counts a result that has come, as what it takes until it has been converted.
 
         Raises:
-            ApiError: There was no memory for it for some seconds, or for too many others that wait for it, too.
+            ApiError: There was no memory for it for some seconds, or for too many others that wait for it, too; or there
+                will never be.
         """
         self.num_bytes += size_of(answer)
         if self.num_bytes <= FREE_BYTES:
             return
+        largest_bytes = self._body.largest_answer_bytes
+        if _JSON_BYTES_PER_BYTE * self.num_bytes > largest_bytes:
+            raise too_large(
+                f"The answers to all parts of this request have more than {largest_bytes // _JSON_BYTES_PER_BYTE >> 20} MiB"
+                " together, for which there is no memory (--body-budget-mib); send fewer prompts or lists in one request."
+            )
         count = _JSON_BYTES_PER_BYTE * self.num_bytes - self._asked_bytes
         # What waits is in memory without being counted: not much more of it than a body may have.
         is_much = self._waiting_bytes > self._body.max_bytes

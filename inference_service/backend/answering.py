@@ -214,11 +214,18 @@ class Answering:
     async def _push(
         self, caller: str, answer: Answer, output: ChoiceOutput
     ) -> Iterable[Delta | Finished]:
-        """Gives an output to an answer, in a thread if much of its text may be read for boxes."""
-        characters = answer.characters_read(output)
+        """Gives an output to an answer; if it has ended and is long, reads its boxes in a thread."""
+        characters = answer.characters_read
         if characters <= _CHARACTERS_HERE:
             return answer.push(output)
-        return await self._prompts.run(characters, caller, lambda: list(answer.push(output)))
+        events = list(answer.push(output, reads_boxes=False))
+        if answer.unread is None:
+            return events
+        found = await self._prompts.run(characters, caller, answer.unread)
+        return [
+            dataclasses.replace(event, groundings=found) if isinstance(event, Finished) else event
+            for event in events
+        ]
 
     def _count_images(self, caller: str, media: PreparedMedia) -> None:
         """Counts images once they are decoded."""

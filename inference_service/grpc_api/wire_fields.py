@@ -83,9 +83,10 @@ def _path(outer: str, name: str) -> str:
 
 def _too_many(counts: Counter[str]) -> InvalidArgumentError:
     ((path, _),) = counts.most_common(1)
+    where = f"; most of them are in {path}" if path else ""
     return InvalidArgumentError(
-        f"The request has more than {MAX_FIELDS} fields, counting those of all messages, parts, images and options;"
-        f" most of them are in {path}.",
+        f"The request has more than {MAX_FIELDS} fields, counting those of all messages, parts, images and"
+        f" options{where}.",
         field=path,
     )
 

@@ -34,7 +34,8 @@ class SpecialTokenGuard:
             raise ValueError("tokenizer.json: a special token has one character or a noncharacter")
         whole = "|".join(map(re.escape, tokens)) or "(?!)"
         begun = {token[:length] for token in tokens for length in range(1, len(token))}
-        at_end = "|".join(re.escape(start) + r"\s*\Z" for start in sorted(begun, key=len)) or "(?!)"
+        starts = sorted(begun, key=lambda start: (len(start), start))
+        at_end = "|".join(re.escape(start) + r"\s*\Z" for start in starts) or "(?!)"
         # The lookahead finds overlapping tokens. A text may also end inside a token that the next part of the message
         # completes, even with white space after it, as templates trim it.
         self._dangerous = re.compile(f"(?=(?:{whole}|{at_end}))(.)", re.DOTALL)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inference_service.backend import answering
+from inference_service.backend.prompts import PromptWorkers
 from inference_service.backend.run import run
 from inference_service.families.registry import FAMILIES
 from inference_service.model_spec import BoxNotation
@@ -142,6 +143,29 @@ async def test_long_answers_are_read_in_a_thread_too(
     answer = await service.create(spec)
     assert [len(choice.groundings) for choice in answer.choices] == [1, 2]
     assert sorted(noted) == [False, True]  # the second is twice as long
+
+
+async def test_a_token_that_ends_no_answer_needs_no_thread(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a stop string might end it, and much be read then."""
+    monkeypatch.setattr(answering, "_CHARACTERS_HERE", -1)
+    runs: list[int] = []
+    run_there = PromptWorkers.run
+
+    async def counted(prompts: PromptWorkers, characters: int, *asked: Any) -> Any:
+        runs.append(characters)
+        return await run_there(prompts, characters, *asked)
+
+    monkeypatch.setattr(PromptWorkers, "run", counted)
+    spec = spec_of(image_part(draw("red", "circle").png), TEXT, response=RESPONSE, n=2)
+    spec.stop.strings.append("never")
+    await service.create(spec)
+    with_stop = len(runs)
+    runs.clear()
+    spec.stop.Clear()
+    await service.create(spec)
+    assert with_stop == len(runs) < 10
 
 
 async def test_an_abort_before_the_engine_reads_long_texts_in_a_thread_too(

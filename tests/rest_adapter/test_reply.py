@@ -22,6 +22,7 @@ class Body:
     """Notes what a request takes."""
 
     max_bytes = 2**22
+    largest_answer_bytes = 2**40
 
     def __init__(self, refusals: int = 0) -> None:
         self.taken: list[int] = []
@@ -170,6 +171,17 @@ async def test_prompts_without_room_for_their_answers_are_cancelled(
     with pytest.raises(ApiError, match="no room"):
         await work
     assert service.cancelled == 64 - 5
+
+
+async def test_answers_for_which_there_is_never_room_are_not_to_be_repeated() -> None:
+    body = Body()
+    body.largest_answer_bytes = 3 * 4 * FREE_BYTES
+    collected = CollectedAnswers(cast(Any, body))
+    for _ in range(2):
+        await collected.hold(answer(FREE_BYTES))
+    with pytest.raises(ApiError, match="fewer prompts") as refused:
+        await collected.hold(answer(2 * FREE_BYTES))
+    assert (refused.value.status, refused.value.retry_after_s) == (413, None)
 
 
 async def test_few_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

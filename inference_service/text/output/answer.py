@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 from inference_service.domain import (
     Delta,
     EndReason,
     Finished,
+    Grounding,
     ImageInfo,
     LogprobEntry,
     Request,
@@ -42,6 +43,7 @@ class Answer:
         finished: The answer is complete: the sequence ended, or a stop string was found.
         completion_tokens: Tokens of the answer so far, an end token included.
         reasoning_tokens: Those of its reasoning.
+        unread: Parses its boxes, once it is finished, if `push` has not.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Answer:
         """
         self.finished = False
         self.completion_tokens = self.reasoning_tokens = 0
+        self.unread: Callable[[], tuple[Grounding, ...]] | None = None
         self._index = index
         self._request = request
         self._tokenizer = tokenizer
@@ -76,12 +79,18 @@ class Answer:
         )
         self._first_prompt_entry = request.prompt_logprobs is not None
 
-    def characters_read(self, output: ChoiceOutput) -> int:
-        """How many characters of the answer so far `push` may read for boxes, which takes microseconds for each."""
-        return self._pipeline.characters_read(last=output.finish_reason is not None)
+    @property
+    def characters_read(self) -> int:
+        """How many characters of the answer so far are read for boxes when it ends, which takes microseconds each."""
+        return self._pipeline.characters_read
 
-    def push(self, output: ChoiceOutput) -> Iterator[Delta | Finished]:
-        """Takes an output of the engine; `output.finish_reason` is not ERROR."""
+    def push(self, output: ChoiceOutput, *, reads_boxes: bool = True) -> Iterator[Delta | Finished]:
+        """Takes an output of the engine.
+
+        Args:
+            output: Its `finish_reason` is not ERROR.
+            reads_boxes: Whether boxes are parsed when the answer ends; else `unread` does.
+        """
         if entries := self._prompt_entries(output):
             yield Delta(choice_index=self._index, prompt_logprobs=entries)
         ends_with_token = output.finish_reason in _BY_TOKEN
@@ -90,6 +99,7 @@ class Answer:
             text_ids,
             last=output.finish_reason is not None,
             is_cut=output.finish_reason not in (None, FinishReason.EOS),
+            reads_boxes=reads_boxes,
         )
         taken = len(output.token_ids if piece.trigger is None else piece.token_ids)
         self.completion_tokens += taken
@@ -102,7 +112,7 @@ class Answer:
             yield self._finish(_END_REASONS[output.finish_reason], _trigger(output), piece)
 
     def _finish(self, reason: EndReason, trigger: StopTrigger, piece: Piece) -> Finished:
-        self.finished = True
+        self.finished, self.unread = True, piece.unread
         if reason is EndReason.STOP and piece.calls_tools:
             reason = EndReason.TOOL_CALLS
         return Finished(

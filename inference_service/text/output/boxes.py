@@ -6,6 +6,7 @@ Parsing takes time proportional to the length of any text; text that is not a va
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from inference_service.domain import Grounding, ImageInfo
 from inference_service.model_spec import BoxNotation
@@ -45,7 +46,11 @@ class BoxReader:
             self.characters += len(piece.text)
         if piece.last:
             text = "".join(self._texts)
-            piece.groundings = groundings(text, self._notation, self._images, self._prefix)
+            read = partial(groundings, text, self._notation, self._images, self._prefix)
+            if piece.reads_boxes:
+                piece.groundings = read()
+            else:
+                piece.unread = read
 
 
 def tag_tokens(notation: BoxNotation) -> tuple[str, ...]:

@@ -26,35 +26,46 @@ class Pipeline:
     def __init__(self, stages: Sequence[Stage]) -> None:
         """Takes new stages in order; the first one decodes token ids to text."""
         self._stages = stages
-        self._may_end = any(stage.may_end for stage in stages)
-        self._token_by_token = self._may_end or any(stage.counts_tokens for stage in stages)
+        self._token_by_token = any(stage.may_end or stage.counts_tokens for stage in stages)
         self._boxes = [stage for stage in stages if isinstance(stage, BoxReader)]
 
-    def characters_read(self, *, last: bool) -> int:
-        """How many characters of the answer so far are read for boxes if the next piece ends it; 0 if it cannot.
+    @property
+    def characters_read(self) -> int:
+        """How many characters of the answer so far are read for boxes when it ends."""
+        return sum(boxes.characters for boxes in self._boxes)
 
-        Args:
-            last: As `push`; without it a stop string may end the answer, too.
-        """
-        return sum(boxes.characters for boxes in self._boxes) if last or self._may_end else 0
-
-    def push(self, token_ids: tuple[int, ...], *, last: bool, is_cut: bool = False) -> Piece:
+    def push(
+        self,
+        token_ids: tuple[int, ...],
+        *,
+        last: bool,
+        is_cut: bool = False,
+        reads_boxes: bool = True,
+    ) -> Piece:
         """Takes the tokens of one engine output.
 
         Args:
             token_ids: In order, without an end token; may be empty.
             last: No tokens follow.
             is_cut: They would, had the model ended the answer.
+            reads_boxes: Whether boxes are parsed when the answer ends, or later.
 
         Returns:
             The completed text and data; its `token_ids` are those given, up to the token that ended the answer.
         """
         if not self._token_by_token or len(token_ids) < 2:
-            return self._through(Piece(token_ids=token_ids, last=last, is_cut=is_cut))
+            return self._through(
+                Piece(token_ids=token_ids, last=last, is_cut=is_cut, reads_boxes=reads_boxes)
+            )
         total = Piece()
         for number, token_id in enumerate(token_ids, start=1):
             at_end = last and number == len(token_ids)
-            one = Piece(token_ids=(token_id,), last=at_end, is_cut=is_cut and at_end)
+            one = Piece(
+                token_ids=(token_id,),
+                last=at_end,
+                is_cut=is_cut and at_end,
+                reads_boxes=reads_boxes,
+            )
             total.extend(self._through(one))
             if total.last:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,9 @@ class Piece:
         reasoning_tokens: Tokens of the reasoning in all pieces so far.
         tool_calls: Pieces of tool calls, which are no longer part of `text`.
         calls_tools: The answer so far has tool calls, and each is complete.
+        reads_boxes: Whether boxes are parsed when the answer ends, or later.
         groundings: Boxes parsed from the answer, in order.
+        unread: Parses them later, if that is wanted and the answer has ended.
         trigger: The reason if a stage, not the engine, ended the answer.
         last: No piece follows: stages release all text that they hold back.
         is_cut: The model has not ended the answer: a limit, a stop string or a stop token of the request has.
@@ -33,7 +36,9 @@ class Piece:
     reasoning_tokens: int = 0
     tool_calls: tuple[ToolCallDelta, ...] = ()
     calls_tools: bool = False
+    reads_boxes: bool = True
     groundings: tuple[Grounding, ...] = ()
+    unread: Callable[[], tuple[Grounding, ...]] | None = None
     trigger: StopTrigger | None = None
     last: bool = False
     is_cut: bool = False
@@ -48,6 +53,7 @@ class Piece:
         self.tool_calls += later.tool_calls
         self.calls_tools = later.calls_tools
         self.groundings += later.groundings
+        self.unread = later.unread
         self.trigger = later.trigger
         self.last = later.last
         self.is_cut = later.is_cut

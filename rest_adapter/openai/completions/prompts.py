@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from qwenvl.aio import AsyncService, Events, Metadata
@@ -12,6 +12,7 @@ from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from rest_adapter.reply import CollectedAnswers
 
 
+_Asked = TypeVar("_Asked")
 _Answer = TypeVar("_Answer")
 PromptEvent = tuple[int, CompletionEvent]
 """The index of a prompt in its request, from 0, and its event."""
@@ -25,10 +26,11 @@ async def create_all(
     collected: CollectedAnswers | None,
 ) -> list[completion_pb.CreateCompletionResponse]:
     """Completes the prompts; the first failure, or a lack of memory for the answers, ends all."""
-    calls = [
-        service.create_completion(spec, metadata=metadata, spec_bytes=spec_bytes) for spec in specs
-    ]
-    return await _all([asyncio.create_task(_held(call, collected)) for call in calls])
+
+    def call(spec: completion_pb.CompletionSpec) -> Coroutine[Any, Any, Any]:
+        return service.create_completion(spec, metadata=metadata, spec_bytes=spec_bytes)
+
+    return await _all([asyncio.create_task(_held(call, spec, collected)) for spec in specs])
 
 
 async def render_all(
@@ -39,11 +41,11 @@ async def render_all(
     collected: CollectedAnswers | None,
 ) -> list[completion_pb.RenderCompletionResponse]:
     """Renders the prompts; as `create_all`."""
-    calls = [
-        service.render_completion(request, metadata=metadata, spec_bytes=spec_bytes)
-        for request in requests
-    ]
-    return await _all([asyncio.create_task(_held(call, collected)) for call in calls])
+
+    def call(request: completion_pb.RenderCompletionRequest) -> Coroutine[Any, Any, Any]:
+        return service.render_completion(request, metadata=metadata, spec_bytes=spec_bytes)
+
+    return await _all([asyncio.create_task(_held(call, one, collected)) for one in requests])
 
 
 async def stream_all(
@@ -82,9 +84,13 @@ class _PromptEvents:
             stream.cancel()
 
 
-async def _held(call: Coroutine[Any, Any, _Answer], collected: CollectedAnswers | None) -> _Answer:
+async def _held(
+    call: Callable[[_Asked], Coroutine[Any, Any, _Answer]],
+    asked: _Asked,
+    collected: CollectedAnswers | None,
+) -> _Answer:
     """The result of a call, once there is memory for it."""
-    answer = await call
+    answer = await call(asked)
     if collected is not None:
         await collected.hold(answer)
     return answer

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+import pytest
 
 from inference_service.domain import (
     ChatMessage,
@@ -16,6 +16,7 @@ from inference_service.domain import (
     Delta,
     EndReason,
     Finished,
+    Grounding,
     ImageInfo,
     ImagePart,
     LogprobEntry,
@@ -276,18 +277,41 @@ def test_an_answer_that_continues_a_message_has_the_box_begun_there(tokenizer: T
 def test_what_is_read_for_boxes_is_known_before_the_end(tokenizer: Tokenizer) -> None:
     message = ChatMessage(role=Role.ASSISTANT, parts=(TextPart(text="x" * 50),))
     going = ChoiceOutput(request_id="x", choice_index=0, token_ids=(*tokenizer.encode("abc"),))
-    ending = dataclasses.replace(going, finish_reason=FinishReason.LENGTH)
 
     def counted(images: tuple[ImageInfo, ...] = (IMAGE,), **fields: Any) -> list[int]:
         request = ChatRequest(request_id="x", model="x", messages=(message,), **fields)
         answer = Answer(0, request, tokenizer, BoxNotation.JSON_PER_MILLE, images)
-        before = [answer.characters_read(output) for output in (going, ending)]
+        before = answer.characters_read
         list(answer.push(going))
-        return [*before, answer.characters_read(going), answer.characters_read(ending)]
+        return [before, answer.characters_read]
 
     begun: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
-    assert counted(grounding=True) == [0, 0, 0, 3]
-    assert counted(grounding=True, **begun) == [0, 50, 0, 53]
-    assert counted(grounding=True, stop_strings=("z",), **begun) == [50, 50, 53, 53]
-    assert counted((), grounding=True, **begun) == [0, 0, 0, 0]
-    assert counted(**begun) == [0, 0, 0, 0]
+    assert counted(grounding=True) == [0, 3]
+    assert counted(grounding=True, **begun) == [50, 53]
+    assert counted(grounding=True, stop_strings=("z",), **begun) == [50, 53]
+    assert counted((), grounding=True, **begun) == [0, 0]
+    assert counted(**begun) == [0, 0]
+
+
+@pytest.mark.parametrize("stop_strings", [(), ("c",)])
+def test_boxes_may_be_read_later(tokenizer: Tokenizer, stop_strings: tuple[str, ...]) -> None:
+    text = '[{"bbox_2d": [0, 0, 500, 500], "label": "b"}] c'
+    request = ChatRequest(
+        request_id="x", model="x", messages=(), grounding=True, stop_strings=stop_strings
+    )
+    found: list[Grounding] = []
+    for reads_boxes in (True, False):
+        answer = Answer(0, request, tokenizer, BoxNotation.JSON_PER_MILLE, (IMAGE,))
+        for one in tokenizer.encode(text):
+            assert answer.unread is None
+            output = ChoiceOutput(request_id="x", choice_index=0, token_ids=(one,))
+            list(answer.push(output, reads_boxes=reads_boxes))
+        if not answer.finished:
+            end = ChoiceOutput(request_id="x", choice_index=0, finish_reason=FinishReason.LENGTH)
+            *_, finished = answer.push(end, reads_boxes=reads_boxes)
+            assert isinstance(finished, Finished)
+            assert bool(finished.groundings) is reads_boxes
+        assert (answer.unread is None) is reads_boxes
+        if answer.unread is not None:
+            found += answer.unread()
+    assert [box.label for box in found] == ["b"]
