@@ -2,7 +2,8 @@
 
 No more requests are given to the engine than it can compute at once and a few more. The next one is of the caller that
 has the fewest places, of equal ones the one whose last turn is longest ago; and of its requests it is the one with the
-lowest priority number, now and then the oldest.
+lowest priority number, now and then the oldest. While a large request waits for its places, callers that have none may
+overtake it within the spare ones.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Place:
         priority: Of the requests of one caller, those with the lowest number come first.
         granted: Done when it has them.
         asked_s: When it asked.
+        overtook: It has places although a larger request came before it.
     """
 
     caller: str
@@ -42,6 +44,7 @@ class Place:
     granted: asyncio.Future[None]
     asked_s: float
     _line: Line
+    overtook: bool = False
 
     def leave(self) -> None:
         """Frees the places, or leaves the line; doing so twice does no harm."""
@@ -54,7 +57,7 @@ class Place:
         """Frees the places beyond so many, once it has them."""
         if size < self.size:
             freed, self.size = self.size - size, size
-            self._line._free(self.caller, freed)  # noqa: SLF001 - one unit
+            self._line._free(self, freed)  # noqa: SLF001 - one unit
 
 
 class Line:
@@ -72,6 +75,7 @@ class Line:
         self.spare = spare
         self._lately_s = lately_s
         self._held: Counter[str] = Counter()
+        self._overtaking = 0  # places of requests that have overtaken a larger one
         self._waiting: dict[str, deque[Place]] = {}  # of each caller, in order of arrival
         self._overtaken: Counter[str] = Counter()  # turns since that of a caller's oldest request
         self._seen: dict[str, float] = {}  # when callers had their last turn, or left
@@ -133,11 +137,13 @@ class Line:
         self._remove(place)
         self._grant()
 
-    def _free(self, caller: str, size: int) -> None:
-        self._seen[caller] = time.monotonic()
-        self._held[caller] -= size
-        if not self._held[caller]:
-            del self._held[caller]
+    def _free(self, place: Place, size: int) -> None:
+        self._seen[place.caller] = time.monotonic()
+        self._held[place.caller] -= size
+        if not self._held[place.caller]:
+            del self._held[place.caller]
+        if place.overtook:
+            self._overtaking -= size
         self._grant()
 
     def _remove(self, place: Place) -> None:
@@ -158,16 +164,42 @@ class Line:
             kept = self.spare if self._held[caller] else 0
             free = self.places - kept - self._held.total()
             if not place.granted.cancelled() and size > free:
+                self._grant_past(caller, size)
                 return
-            is_oldest = place is self._waiting[caller][0]
-            self._overtaken[caller] = 0 if is_oldest else self._overtaken[caller] + 1
-            self._remove(place)
-            if not place.granted.cancelled():
-                self._seen.pop(caller, None)
-                self._seen[caller] = time.monotonic()
-                self._held[caller] += size
-                place.size = size
-                place.granted.set_result(None)
+            self._give(place, size)
+
+    def _grant_past(self, large: str, large_size: int) -> None:
+        """Gives spare places to callers that have none, while a large request waits whose turn it is.
+
+        It does not wait for ever: it has room beside those that overtake it once all others have left, or nobody
+        overtakes it from then on.
+        """
+        without = [who for who in self._waiting if who not in self._held and who != large]
+        for caller in sorted(without, key=self._turn):
+            place = self._first(caller)
+            size = min(place.size, self.places)
+            held = self._held.total()
+            overtaking = self._overtaking + size
+            if held + size > self.places or overtaking > self.spare:
+                continue
+            waits_anyway = held - self._overtaking + large_size > self.places
+            if overtaking + large_size <= self.places or waits_anyway:
+                self._give(place, size, overtakes=True)
+
+    def _give(self, place: Place, size: int, *, overtakes: bool = False) -> None:
+        """Gives a request its places, unless it has left."""
+        caller = place.caller
+        is_oldest = place is self._waiting[caller][0]
+        self._overtaken[caller] = 0 if is_oldest else self._overtaken[caller] + 1
+        self._remove(place)
+        if not place.granted.cancelled():
+            self._seen.pop(caller, None)
+            self._seen[caller] = time.monotonic()
+            self._held[caller] += size
+            place.size = size
+            place.overtook = overtakes
+            self._overtaking += size if overtakes else 0
+            place.granted.set_result(None)
 
     def _first(self, caller: str) -> Place:
         """The next request of a caller that waits."""
@@ -176,23 +208,25 @@ class Line:
             return queue[0]
         return min(queue, key=lambda place: place.priority)  # of equal ones the oldest
 
-    def _next(self) -> str | None:
-        """The caller with the fewest places and then the oldest turn, of those that leave the others their shares.
+    def _turn(self, caller: str) -> float:
+        """When a caller that waits had its last turn.
 
         Whoever comes has had its turn when those who are here lately had theirs, at the latest: who has waited for so
         long is before all newcomers.
         """
+        asked_s = self._waiting[caller][0].asked_s
+        return max(self._seen.get(caller, -math.inf), asked_s - _LATELY_S)
+
+    def _next(self) -> str | None:
+        """The caller with the fewest places and then the oldest turn, of those that leave the others their shares."""
         if not self._waiting or self._held.total() >= self.places:
             return None
         present = self._present()
         alone = self.places - self.spare
         share = alone if present == 1 else min(alone, self.places // min(present, _MIN_SHARE))
         ranks = {
-            caller: (
-                self._held[caller],
-                max(self._seen.get(caller, -math.inf), queue[0].asked_s - _LATELY_S),
-            )
-            for caller, queue in self._waiting.items()
+            caller: (self._held[caller], self._turn(caller))
+            for caller in self._waiting
             if not self._held[caller] or self._held[caller] + self._first(caller).size <= share
         }
         if not ranks:

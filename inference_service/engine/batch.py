@@ -2,8 +2,8 @@
 
 A sequence is admitted when there are pages for all its current tokens, so only growing answers can run out of pages.
 Then the newest running sequence is preempted: it loses its pages, keeps its answer so far, and is recomputed from the
-start. A caller of whom nothing runs need not wait for the answers of others: if there is no room, the newest sequence
-of the caller with the most is preempted.
+start. A caller of whom nothing runs need not wait for the answers of others: if there is no room, those that have
+overtaken its sequence are preempted, see `shares`, and then the newest sequence of the caller with the most.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.counters import Counters
 from inference_service.engine.image_planner import ImagePlanner
 from inference_service.engine.sequence import Sequence
+from inference_service.engine.shares import overdue, overtakes
 
 
 class Batch:
@@ -23,7 +24,8 @@ class Batch:
 
     Attributes:
         waiting: In order of arrival; those that were preempted come first.
-        running: In order of admission. Of each caller in order of arrival, and all older than its waiting ones.
+        running: In order of admission, but those that have overtaken another come after it. Of each caller in order of
+            arrival, and all older than its waiting ones.
 
     Args:
         blocks: The pages of the KV cache.
@@ -49,6 +51,7 @@ class Batch:
         self._max_num_seqs = max_num_seqs
         self._counters = counters
         self._clock = clock
+        self._num_admitted = 0
         self._free_slots = list(range(max_num_seqs))  # a heap: the slots in use stay close together
 
     @property
@@ -72,7 +75,12 @@ class Batch:
         if not self._blocks.admit(sequence, use_cache=not sequence.wants_prompt_logprobs):
             return False
         self.waiting.remove(sequence)
-        self.running.append(sequence)
+        place = len(self.running)
+        while place and overtakes(self.running[place - 1], sequence):
+            place -= 1  # they are preempted before it when pages run out
+        self.running.insert(place, sequence)
+        sequence.admission = self._num_admitted
+        self._num_admitted += 1
         sequence.slot = heappop(self._free_slots)
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
@@ -103,17 +111,48 @@ class Batch:
             self.waiting.remove(sequence)
 
     def make_room(self) -> None:
-        """Preempt sequences for callers of whom none runs, one sequence for each; others keep one each."""
+        """Preempt sequences for callers of whom none runs, one sequence for each; others keep what `may_fit` tells."""
         running = self.running_by_caller
+        for late in overdue(self.waiting, running, self._clock()):
+            if late.late_since is None:
+                late.late_since = self._num_admitted
         for sequence in self._first_waiting(running):
-            if not self._may_fit(sequence):
+            if not self.may_fit(sequence):
                 continue
             while not self.fits(sequence):
-                greedy, count = max(running.items(), key=lambda item: item[1])
-                if count < 2:
-                    return
-                self.preempt(next(s for s in reversed(self.running) if s.caller == greedy))
-                running[greedy] -= 1
+                one = self._gives_way(sequence)
+                if one is None:
+                    break
+                self.preempt(one)
+
+    def first_late(self) -> Sequence | None:
+        """Of the late sequences that can have their room the one that has waited longest."""
+        late = overdue(self.waiting, self.running_by_caller, self._clock())
+        return next((one for one in late if self.may_fit(one)), None)
+
+    def may_fit(self, sequence: Sequence) -> bool:
+        """Whether there is room for a waiting sequence, or would be if all left that may be preempted for it.
+
+        The oldest sequence of each caller is not preempted for others, unless it has overtaken them.
+        """
+        if self.fits(sequence):
+            return True
+        kept: dict[str, Sequence] = {}
+        for one in self.running:
+            if not overtakes(one, sequence):
+                kept.setdefault(one.caller, one)
+        pages = {page for one in kept.values() for page in one.pages}
+        needed = -(-len(sequence) // self._blocks.page_size)
+        return len(kept) < self._max_num_seqs and needed <= self._blocks.num_pages - len(pages)
+
+    def _gives_way(self, sequence: Sequence) -> Sequence | None:
+        """Who is preempted next for a sequence of a caller of whom none runs."""
+        newest_first = self.running[::-1]
+        overtaking = (one for one in newest_first if overtakes(one, sequence))
+        if (one := next(overtaking, None)) is not None:
+            return one
+        greedy, count = max(self.running_by_caller.items(), key=lambda item: item[1])
+        return next(one for one in newest_first if one.caller == greedy) if count > 1 else None
 
     def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
         """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""
@@ -124,15 +163,6 @@ class Batch:
             if sequence.caller not in running:
                 first.setdefault(sequence.caller, sequence)
         return list(first.values())
-
-    def _may_fit(self, sequence: Sequence) -> bool:
-        """Whether there is room beside the oldest sequence of each caller, which are not preempted for others."""
-        kept: dict[str, Sequence] = {}
-        for one in self.running:
-            kept.setdefault(one.caller, one)
-        pages = {page for one in kept.values() for page in one.pages}
-        needed = -(-len(sequence) // self._blocks.page_size)
-        return len(kept) < self._max_num_seqs and needed <= self._blocks.num_pages - len(pages)
 
     def _leave(self, sequence: Sequence) -> None:
         """Remove a sequence from the batch and free what it has there."""

@@ -27,7 +27,7 @@ from inference_service.engine.pace import Pace
 from inference_service.engine.plan import Chunk, Plan
 from inference_service.engine.prompt_turns import Prompts, by_caller
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine.shares import Shares, overdue
+from inference_service.engine.shares import Shares
 from inference_service.engine_protocol.messages import FinishReason
 from inference_service.errors import (
     ContextLengthError,
@@ -227,11 +227,12 @@ class Scheduler:
     def _schedule_prompts(self, plan: Plan, *, admitting: bool) -> None:
         """Continue prompts and admit new sequences; callers take turns, see `Prompts` for those of one caller.
 
-        When there is no room for a sequence, none is admitted that came later, but for callers of whom none runs.
+        When there is no room for a sequence that can have some, none is admitted that came later, but for callers of
+        whom none runs.
         """
         batch = self._batch
         running = batch.running_by_caller
-        late = overdue(batch.waiting, running, self._clock()) if admitting else None
+        late = batch.first_late() if admitting else None
         if late is not None and (admitting := batch.admit(late)):
             running[late.caller] += 1
         prompts = self._prompts_by_caller(plan, admitting=admitting)
@@ -245,7 +246,7 @@ class Scheduler:
                 running[caller] += 1
                 self._schedule_prefill(plan, mine.waiting.popleft(), plan.tokens_left)
             else:
-                full |= bool(mine.waiting)
+                full = full or (bool(mine.waiting) and batch.may_fit(mine.waiting[0]))
                 del prompts[caller]
 
     def _prompts_by_caller(self, plan: Plan, *, admitting: bool) -> dict[str, Prompts]:

@@ -45,6 +45,8 @@ class Sequence:
         arrived_s: When it was queued, by the scheduler's clock.
         waits_since_s: When it was queued last, which a preemption does again.
         admitted_s: When it was first admitted to the batch.
+        admission: The number of its last admission, in the order of all admissions.
+        late_since: The number of the next admission when it had first waited too long; None before.
         encodings: For every run of the encoder with an image of this sequence, a function that tells its seconds.
         num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
         num_cache_write_tokens: Prompt tokens that this sequence added to the prefix cache.
@@ -70,6 +72,8 @@ class Sequence:
     arrived_s: float = 0.0
     waits_since_s: float = 0.0
     admitted_s: float = 0.0
+    admission: int = -1
+    late_since: int | None = None
     encodings: list[Callable[[], float]] = field(default_factory=list)
     num_cached_tokens: int | None = None
     num_cache_write_tokens: int = 0

@@ -16,14 +16,16 @@ from inference_service.engine.sequence import Sequence
 
 
 _PATIENCE_S: Final = 5.0
-"""When the oldest sequence of a caller of whom none runs has waited longer, nobody is admitted before it."""
+"""When the oldest sequence of a caller of whom none runs has waited longer, it is late: see `overdue`."""
 
 
-def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) -> Sequence | None:
-    """Of the first waiting sequences of callers of whom none runs the one that has waited longest, if it is too long.
+def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) -> list[Sequence]:
+    """The first waiting sequence of each caller of whom none runs, if it has waited too long; the longest wait first.
 
-    Newcomers come first, and may be small enough for the room that a large sequence waits for: without this, many
-    callers that come and go would keep it waiting for ever.
+    Newcomers come first, and may be small enough for the room that a large sequence waits for: many callers that come
+    and go would keep it waiting for ever. So nobody is admitted before a late sequence that can have its room. While
+    it cannot, because of those that were there before, the room is not left empty: others are admitted, and give way
+    as soon as it can, see `overtakes`.
 
     Args:
         waiting: The sequences that wait.
@@ -34,8 +36,20 @@ def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) 
     for sequence in waiting:
         if sequence.caller not in running:
             first.setdefault(sequence.caller, sequence)
-    late = (one for one in first.values() if now_s - one.waits_since_s > _PATIENCE_S)
-    return min(late, key=lambda sequence: sequence.waits_since_s, default=None)
+    late = [one for one in first.values() if now_s - one.waits_since_s > _PATIENCE_S]
+    return sorted(late, key=lambda sequence: sequence.waits_since_s)
+
+
+def overtakes(running: Sequence, waiting: Sequence) -> bool:
+    """Whether a running sequence came after one that waits, and was admitted when that one was late already.
+
+    It gives way to that one, however few its caller has. Those that came before do not, so nobody gives way for ever.
+    """
+    return (
+        waiting.late_since is not None
+        and running.admission >= waiting.late_since
+        and running.arrived_s > waiting.arrived_s
+    )
 
 
 class Shares:

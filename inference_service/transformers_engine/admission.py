@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from inference_service.engine.sequence import Sequence
@@ -89,12 +90,17 @@ class Admission:
 
     def take(self, sequence: Sequence) -> bool:
         """Reserves room for a sequence, if there is some now."""
-        tokens = self._wanted(sequence)
-        fits = self.used_tokens + tokens <= self._max_tokens and len(self._taken) < self._max_seqs
+        fits = self.fits(sequence)
         if fits:
-            self._taken[sequence] = tokens
-            self.used_tokens += tokens
+            self._taken[sequence] = self._wanted(sequence)
+            self.used_tokens += self._taken[sequence]
         return fits
+
+    def fits(self, sequence: Sequence, *, without: Collection[Sequence] = ()) -> bool:
+        """Whether there is room for a sequence, or would be without some that have room now."""
+        used = self.used_tokens - sum(self._taken[one] for one in without)
+        num_seqs = len(self._taken) - len(without)
+        return used + self._wanted(sequence) <= self._max_tokens and num_seqs < self._max_seqs
 
     def extend(self, sequence: Sequence) -> bool:
         """Reserves room for further tokens if what a sequence has is full; False = nothing is left.

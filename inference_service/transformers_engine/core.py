@@ -10,7 +10,7 @@ Independent of how a model is computed (`generation`) and how prompts are made (
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 import logging
 import time
@@ -31,7 +31,7 @@ from inference_service.engine.logprobs import token_logprobs
 from inference_service.engine.outputs import ended_output, token_output
 from inference_service.engine.prompt_logprobs import PROMPT_LOGITS_ROWS
 from inference_service.engine.sequence import Sequence, SequenceId
-from inference_service.engine.shares import Shares, overdue
+from inference_service.engine.shares import Shares, overdue, overtakes
 from inference_service.engine.step_results import ChunkResult
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -113,6 +113,7 @@ class TransformersCore:
         self._waiting: deque[Sequence] = deque()
         self._running: deque[Sequence] = deque()
         self._shares = Shares()
+        self._num_admitted = 0
         self._generations: dict[SequenceId, Generation] = {}
         self._steps = 0
         self._preemptions = 0
@@ -235,33 +236,51 @@ class TransformersCore:
     def _next(self) -> Sequence | None:
         """The sequence to compute: callers take turns by what they have had, and so do the sequences of each.
 
-        One that has waited too long comes first. When there is no room for a sequence, the answers in progress go on.
+        A late one comes first, if it can have its room. When there is no room for a sequence, the next caller has its
+        turn.
         """
         running = Counter(sequence.caller for sequence in self._running)
         waiting: dict[str, Sequence] = {}
-        for sequence in self._waiting:
-            waiting.setdefault(sequence.caller, sequence)
+        for one in self._waiting:
+            waiting.setdefault(one.caller, one)
         if not running and not waiting:
             return None
-        late = overdue(self._waiting, running, time.monotonic())
-        caller = late.caller if late else self._shares.first({*running, *waiting}, running)
-        if caller in waiting and self._room.take(waiting[caller]):
-            sequence = waiting[caller]
-            self._admit(sequence)
-        else:
-            if caller not in running:
-                caller = self._shares.first(running, running)
-            sequence = next(one for one in self._running if one.caller == caller)
-            if not self._make_room(sequence):
-                return self._next()  # at least the oldest goes on
-            self._running.remove(sequence)
+        sequence = self._admit_late(running)
+        callers = {*running, *waiting}
+        while sequence is None:
+            caller = self._shares.first(callers, running)
+            callers.remove(caller)
+            if caller in waiting and self._room.take(waiting[caller]):
+                sequence = waiting[caller]
+                self._admit(sequence)
+            elif caller in running:
+                sequence = next(one for one in self._running if one.caller == caller)
+                if not self._make_room(sequence):
+                    return self._next()  # at least the oldest goes on
+                self._running.remove(sequence)
         self._running.append(sequence)
         is_new = sequence.sequence_id not in self._generations
-        self._shares.charge(caller, sequence.num_prompt_tokens if is_new else 1)
+        self._shares.charge(sequence.caller, sequence.num_prompt_tokens if is_new else 1)
         return sequence
+
+    def _admit_late(self, running: Container[str]) -> Sequence | None:
+        """Admits the sequence that is late for longest, of those that find room if who overtook them gives way."""
+        for late in overdue(self._waiting, running, time.monotonic()):
+            if late.late_since is None:
+                late.late_since = self._num_admitted
+            overtaking = [one for one in self._running if overtakes(one, late)]
+            if self._room.fits(late, without=overtaking):
+                overtaking.sort(key=lambda one: one.admission)
+                while not self._room.take(late):
+                    self._preempt(overtaking.pop())
+                self._admit(late)
+                return late
+        return None
 
     def _admit(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
+        sequence.admission = self._num_admitted
+        self._num_admitted += 1
         if sequence.num_cached_tokens is None:
             sequence.admitted_s = time.monotonic()
             sequence.num_cached_tokens = 0

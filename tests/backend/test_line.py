@@ -93,6 +93,93 @@ async def test_a_large_request_that_waits_does_not_keep_those_out_who_have_none(
     await asking.finish()
 
 
+async def test_callers_who_have_none_overtake_a_large_request_that_waits_within_spare_places() -> (
+    None
+):
+    asking = Asking(Line(16, spare=4))
+    await asking.ask("a", size=6)
+    await asking.ask("large", size=12)
+    await asking.ask("large two", size=5)
+    await asking.ask("b", size=2)
+    await asking.ask("c", "a")
+    await asking.ask("d", size=2)
+    assert asking.order == ["a", "b", "c"], "what they have together is at most spare"
+    await asking.leave(2)
+    assert asking.order[3:] == ["d"]
+    await asking.leave()
+    assert asking.order[4:] == ["large"], "they are not in its way"
+    await asking.finish()
+    assert asking.line.held == 0
+
+
+async def test_callers_go_on_in_spare_places_that_a_large_request_does_not_need() -> None:
+    """Though it would have its places if these were left empty: answers in them may be long."""
+    asking = Asking(Line(16, spare=4))
+    await asking.ask("a", size=4)
+    await asking.ask("a", size=2)
+    await asking.ask("large", size=12)
+    await asking.ask("b", size=3)
+    await asking.leave()
+    assert asking.order == ["a", "a", "b"]
+    await asking.ask("c")
+    assert asking.order[3:] == ["c"]
+    await asking.leave()
+    assert asking.order[4:] == ["large"]
+    await asking.finish()
+
+
+async def test_nobody_overtakes_a_request_for_all_places_when_only_such_are_in_its_way() -> None:
+    asking = Asking(Line(16, spare=4))
+    await asking.ask("a", size=6)
+    await asking.ask("large", size=16)
+    await asking.ask("b")
+    assert asking.order == ["a", "b"]
+    await asking.leave()
+    await asking.ask("c")
+    assert asking.order == ["a", "b"]
+    await asking.leave()
+    assert asking.order == ["a", "b", "large"]
+    await asking.finish()
+    assert asking.order == ["a", "b", "large", "c"]
+
+
+@pytest.mark.parametrize("size", [3, 9, 12, 13, 16, 40])
+@pytest.mark.parametrize("spare", [0, 1, 4])
+@pytest.mark.parametrize("stay", [1, 3, 7])
+async def test_a_request_of_any_size_gets_its_places_among_small_ones_without_end(
+    size: int, spare: int, stay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New callers come in every step, and stay for some; one that was there before stays longer."""
+    now = 100.0
+    monkeypatch.setattr("inference_service.line.time", SimpleNamespace(monotonic=lambda: now))
+    line = Line(16, spare=spare)
+    first = line.ask("first", 6)
+    small: list[tuple[int, Place]] = []
+    large: Place | None = None
+    went_on = 0
+    for step in range(200):
+        now += 0.1
+        small += [(step, line.ask(f"{step} {number}", 1 + number)) for number in range(2)]
+        if step == 20:
+            large = line.ask("large", size)
+        if step == 60:
+            first.leave()
+        small = [(max(since, step) if not p.granted.done() else since, p) for since, p in small]
+        for since, place in list(small):
+            if place.granted.done() and step - since >= stay:
+                went_on += 20 + 2 * stay < step < 60
+                place.leave()
+                small.remove((since, place))
+        assert line.held <= line.places
+        assert line._overtaking <= spare
+        if large is not None and large.granted.done():
+            break
+    assert large is not None
+    assert large.granted.done()
+    assert step <= 60 + 2 * stay + 2
+    assert went_on or step < 60 or not spare, "others go on meanwhile"
+
+
 async def test_places_that_are_not_needed_are_given_back() -> None:
     line = Line(8)
     place = await line.enter("a", 8)

@@ -120,6 +120,7 @@ class Serving(RuleBasedStateMachine):
         budget=st.integers(3, 12),
         encoder_tokens=st.integers(3, 12),
         caching=st.sampled_from([True, True, False]),
+        step_s=st.sampled_from([0.0, 0.4, 3.0]),
     )
     def start(
         self,
@@ -131,7 +132,9 @@ class Serving(RuleBasedStateMachine):
         budget: int,
         encoder_tokens: int,
         caching: bool,
+        step_s: float,
     ) -> None:
+        self.now_s, self.step_s = 0.0, step_s  # so that sequences wait too long in some steps
         self.max_model_len = min(page_size * num_pages, 40)
         self.blocks = BlockManager(num_pages, page_size, enable_prefix_caching=caching)
         self.encoder_cache: EncoderCache[Any] = EncoderCache(encoder_tokens)
@@ -141,6 +144,7 @@ class Serving(RuleBasedStateMachine):
             max_model_len=self.max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
+            clock=lambda: self.now_s,
         )
         self.runner = DelayedRunner(page_size, self.scheduler, self.encoder_cache, depth)
         self.pipeline = Pipeline(
@@ -193,6 +197,7 @@ class Serving(RuleBasedStateMachine):
             self.step()
 
     def step(self) -> None:
+        self.now_s += self.step_s
         had_work = self.scheduler.has_work
         before = self.pipeline.num_launched + self.runner.num_collected
         outputs = self.pipeline.advance()

@@ -14,7 +14,7 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Plan
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.shares import Shares, overdue
+from inference_service.engine.shares import Shares, overdue, overtakes
 from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
@@ -222,14 +222,14 @@ def test_of_a_caller_only_the_first_is_overdue() -> None:
         Sequence(request(name, 10, caller=name[0])) for name in ("aa", "ab", "b")
     )
     first.waits_since_s, second.waits_since_s, other.waits_since_s = 20.0, 0.0, 1.0
-    assert overdue([first, second], {}, 24.0) is None
-    assert overdue([first, second, other], {}, 24.0) is other
-    assert overdue([first, second], {}, 26.0) is first
-    assert overdue([first], {"a": 1}, 26.0) is None
+    assert overdue([first, second], {}, 24.0) == []
+    assert overdue([first, second, other], {}, 24.0) == [other]
+    assert overdue([first, second, other], {}, 26.0) == [other, first]
+    assert overdue([first], {"a": 1}, 26.0) == []
 
 
 def test_a_preempted_sequence_has_not_waited_before() -> None:
-    """It waits as long as others before nobody is admitted past it."""
+    """It waits as long as others before those that are admitted past it are to give way."""
     now_s = 0.0
     engine = Engine(pages=100, clock=lambda: now_s)
     (old,) = engine.add("old", request("old", 300))
@@ -240,14 +240,13 @@ def test_a_preempted_sequence_has_not_waited_before() -> None:
     scheduler._batch.preempt(old)
     (large,) = engine.add("large", request("large", 200))
     assert scheduler._batch.admit(large)
-    (small,) = engine.add("small", request("small", 20))
-    engine.step()
-    assert small in scheduler.running
-    scheduler.finish(small, FinishReason.EOS)
-    now_s = 36.0
-    (small,) = engine.add("small", request("another", 20))
-    engine.step()
-    assert small not in scheduler.running
+    for wait_s, late in ((1.0, False), (6.0, True)):
+        now_s = 30.0 + wait_s
+        (small,) = engine.add("small", request(f"small {late}", 20))
+        engine.step()
+        assert small in scheduler.running
+        assert overtakes(small, old) == late
+        scheduler.finish(small, FinishReason.EOS)
 
 
 def test_a_pause_saves_up_nothing_and_forgives_nothing() -> None:

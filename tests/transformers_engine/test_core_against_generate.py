@@ -542,6 +542,35 @@ def test_newcomers_do_not_keep_a_large_request_waiting_for_ever(
     pytest.fail("it never runs")
 
 
+def test_a_newcomer_goes_on_while_a_large_request_waits_and_gives_way_to_it(
+    core, directory, asked, monkeypatch
+) -> None:
+    monkeypatch.setattr("inference_service.engine.shares._PATIENCE_S", 0.0)
+    small = small_core(core, directory, 192, 2)
+
+    def add(name: str, length: int, max_tokens: int) -> None:
+        one = request_of(small, asked[0], name, eos_token_ids=(), max_tokens=max_tokens)
+        ids = (5, *range(3, 2 + length))
+        source = PromptSource(token_ids=ids)
+        small.add(replace(one, caller=name, prompt_token_ids=ids, source=source), b"")
+
+    add("newcomer", 20, 30)
+    alone = ids_of(run(small)["newcomer", 0])
+    add("first", 90, 10)
+    outputs = small.step()
+    add("large", 140, 10)
+    outputs += small.step()
+    add("newcomer", 20, 30)
+    while small.has_work:
+        outputs += small.step()
+    order = [output.request_id for output in outputs]
+    end_of_first = max(index for index, name in enumerate(order) if name == "first")
+    assert order.index("newcomer") < end_of_first
+    assert order.index("large") == end_of_first + 1
+    assert small.stats.preemptions == 1
+    assert ids_of([output for output in outputs if output.request_id == "newcomer"]) == alone
+
+
 def test_refusals(core, asked) -> None:
     request = request_of(core, asked[0], "r")
     bias = replace(request.sampling, logit_bias=((VOCAB_SIZE, 1.0),))
