@@ -20,7 +20,10 @@ _PATIENCE_S: Final = 5.0
 
 
 def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) -> list[Sequence]:
-    """The first waiting sequence of each caller of whom none runs, if it has waited too long; the longest wait first.
+    """The first waiting sequence of each caller of whom none runs, if it is late; the longest wait first.
+
+    It is late when it has waited too long, and if it is preempted then, again at once: those that give way to it would
+    come before it again and again.
 
     Newcomers come first, and may be small enough for the room that a large sequence waits for: many callers that come
     and go would keep it waiting for ever. So nobody is admitted before a late sequence that can have its room. While
@@ -36,7 +39,11 @@ def overdue(waiting: Iterable[Sequence], running: Container[str], now_s: float) 
     for sequence in waiting:
         if sequence.caller not in running:
             first.setdefault(sequence.caller, sequence)
-    late = [one for one in first.values() if now_s - one.waits_since_s > _PATIENCE_S]
+    late = [
+        one
+        for one in first.values()
+        if one.late_since is not None or now_s - one.waits_since_s > _PATIENCE_S
+    ]
     return sorted(late, key=lambda sequence: sequence.waits_since_s)
 
 

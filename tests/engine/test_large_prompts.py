@@ -23,6 +23,15 @@ def make(**fields: int) -> Load:
     return Load(budget=BUDGET, **({"pages": PAGES, "max_model_len": WINDOW} | fields))
 
 
+def tail(load: Load, sequence: Sequence, limit: int) -> int:
+    """Steps until a sequence has ended."""
+    for count in range(limit):
+        if sequence.finish_reason is not None:
+            return count
+        load.step()
+    return limit
+
+
 @pytest.mark.parametrize("caller", ["", "honest"], ids=["newcomers", "the caller of the answer"])
 def test_small_prompts_go_on_while_a_large_one_cannot_have_its_room(caller: str) -> None:
     """One honest long answer has some of the pages; the rest is idle."""
@@ -74,6 +83,26 @@ def test_what_has_overtaken_a_prompt_gives_way_when_answers_grow() -> None:
     assert guest.epoch == 1, "for the pages of the large one"
 
 
+def test_a_late_prompt_that_is_preempted_is_late_at_once() -> None:
+    """Those that it makes leave would come before it again and again, until it has waited as long once more."""
+    load = make()
+    first = load.add(request("first", 200, answer=PATIENCE + 20))
+    second = load.add(request("second", 40, answer=PATIENCE + 45))
+    load.step()
+    pages_of_second = -(-(len(second) + PATIENCE + 20) // PAGE_TOKENS)
+    large = load.add(request("large", (PAGES - pages_of_second) * PAGE_TOKENS, answer=30))
+    while first.finish_reason is None:
+        load.step()
+    for number in range(2):
+        load.keep(1, lambda number=number: request(f"new {number}", 100, answer=40))  # type: ignore[misc]
+    while second.finish_reason is None:
+        load.step()
+    assert large.epoch == 1, "the second one has grown"
+    before = load.scheduler.counters.preemptions
+    assert tail(load, large, PATIENCE) <= PREFILL + 33
+    assert load.scheduler.counters.preemptions - before <= 2
+
+
 @pytest.mark.parametrize("callers", [1, 3])
 def test_large_prompts_without_end_stop_no_answer(callers: int) -> None:
     load = make()
@@ -112,15 +141,6 @@ def test_slots_go_to_those_who_have_waited_too_long() -> None:
     for number in range(9):
         load.add(request(f"new {number}", 20, answer=1000))
     assert load.steps_until_first_token(late, 5 * PATIENCE) <= 2 * PATIENCE + 3
-
-
-def tail(load: Load, sequence: Sequence, limit: int) -> int:
-    """Steps until a sequence has ended."""
-    for count in range(limit):
-        if sequence.finish_reason is not None:
-            return count
-        load.step()
-    return limit
 
 
 sizes = st.sampled_from([10, 100, 800, 2000, LARGE]) | st.integers(1, LARGE)
