@@ -5,6 +5,8 @@ are looked at when there are nearly too many, and some are shut down: first thos
 key, if one is needed; then those without a running call, whose last one is the longest ago; then the newest ones of a
 caller that has more than its share. gRPC takes that for the client's leaving, and clients connect again with their next
 call.
+
+So ends, too, the connection of a client that does not read its answers: they stay in memory as long as it is open.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from urllib.parse import unquote
 MAX_WAITING: Final = 256
 """Refused calls that wait over a shared connection, of whose 1,024 streams each takes one."""
 
+MAX_UNREAD_BYTES: Final = 2**20
+"""Of answers that were not read in time, in memory as long as their connection is open."""
+
+_UNKNOWN_TIMES: Final = 64
+"""So much more over a connection of callers that nothing tells apart: they may be many."""
 _CHECK_EVERY_S: Final = 0.25
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -42,12 +49,14 @@ class _Use:
         running: Their number.
         last_s: When the last one began or ended.
         is_shared: Whether calls of several callers may come over it, as those of an adapter do.
+        is_of_several: Whether calls of several callers have come over it.
     """
 
     caller: str
     running: int = 0
     last_s: float = field(default_factory=time.monotonic)
     is_shared: bool = False
+    is_of_several: bool = False
 
 
 class Connections:
@@ -63,6 +72,7 @@ class Connections:
         self._uses: dict[str, _Use] = {}
         self._waiting: Counter[str] = Counter()  # refused calls, by connection
         self._seen: dict[str, float] = {}  # since when connections without a call are known
+        self._unread: Counter[str] = Counter()  # bytes, by connection
 
     @contextlib.contextmanager
     def used(self, peer: str, caller: str | None = None) -> Iterator[None]:
@@ -75,7 +85,8 @@ class Connections:
         address = _address(peer)
         host = host_of(peer)
         use = self._uses.setdefault(address, _Use(caller or host))
-        use.is_shared |= caller is None or caller != use.caller
+        use.is_of_several |= caller is not None and caller != use.caller
+        use.is_shared |= caller is None or use.is_of_several
         use.caller = caller or host
         use.running += 1
         try:
@@ -108,6 +119,18 @@ class Connections:
             if not self._waiting[address]:
                 del self._waiting[address]
 
+    def unread(self, peer: str, num_bytes: int) -> None:
+        """Notes answers that a client did not read in time; a connection with many is closed, unless several share it.
+
+        Args:
+            peer: The connection, as gRPC writes it.
+            num_bytes: What they take in memory; negative when that is free again.
+        """
+        address = _address(peer)
+        self._unread[address] += num_bytes
+        if self._unread[address] <= 0:
+            del self._unread[address]
+
     def is_used(self, peer: str) -> bool:
         """Whether a call has come over a connection, as gRPC writes it."""
         return _address(peer) in self._uses
@@ -122,12 +145,24 @@ class Connections:
             return
         while True:
             await asyncio.sleep(_CHECK_EVERY_S)
+            wanted = frozenset(ports.values())
+            if stuck := self._stuck():
+                found = await asyncio.to_thread(_list, wanted)
+                unread = frozenset(one for one in found if one.peer in stuck)
+                await _close_all(wanted, unread, "closed connections with unread answers")
             if max(len(list(_DESCRIPTORS.iterdir())), len(self._uses)) > self._maximum:
-                wanted = frozenset(ports.values())
                 surplus = self._surplus(await asyncio.to_thread(_list, wanted))
-                if surplus:
-                    await asyncio.to_thread(_close, wanted, surplus)
-                    logger.warning({"message": "closed idle connections", "number": len(surplus)})
+                await _close_all(wanted, surplus, "closed idle connections")
+
+    def _stuck(self) -> set[str]:
+        """The connections whose unread answers take too much memory, and which are of one caller."""
+        found = set()
+        for address, num_bytes in self._unread.items():
+            use = self._uses.get(address)
+            times = _UNKNOWN_TIMES if use is not None and use.is_shared else 1
+            if num_bytes > times * MAX_UNREAD_BYTES and not (use and use.is_of_several):
+                found.add(address)
+        return found
 
     def _surplus(self, connections: list[_Connection]) -> frozenset[_Connection]:
         """The connections to close."""
@@ -175,6 +210,14 @@ class _Connection(NamedTuple):
 def _list(ports: frozenset[int]) -> list[_Connection]:
     """The connections of some ports."""
     return [connection for connection, _ in _sockets(ports)]
+
+
+async def _close_all(
+    ports: frozenset[int], connections: frozenset[_Connection], message: str
+) -> None:
+    if connections:
+        await asyncio.to_thread(_close, ports, connections)
+        logger.warning({"message": message, "number": len(connections)})
 
 
 def _close(ports: frozenset[int], connections: frozenset[_Connection]) -> None:

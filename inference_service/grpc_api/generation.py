@@ -18,7 +18,7 @@ from inference_service.grpc_api.call_context import this_call
 from inference_service.grpc_api.model_names import canonical_name
 from inference_service.grpc_api.packed import Packed
 from inference_service.grpc_api.responses import event_fields, gather, started_message
-from inference_service.grpc_api.wire import release_message
+from inference_service.grpc_api.wire import expect_answer, release_message
 from inference_service.metrics.requests import current_request
 from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 
@@ -92,6 +92,7 @@ class Generation:
             written: Sequence[str] = ()
             if strings:
                 token_ids = rendered.started.prompt_token_ids
+                await expect_answer(work.MAX_TOKEN_BYTES * len(token_ids))
                 written = await self._backend.vocabulary.strings(token_ids, call.caller)
         context_tokens = self._backend.describe().max_context_tokens
         return RenderedPrompt(rendered, written, request.model, context_tokens)

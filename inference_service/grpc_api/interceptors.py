@@ -126,7 +126,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # another by another connection.
         caller = call.caller if self._keys is not None else context.peer()
         caller = host_of(context.peer()) if is_open else caller
-        wire = Wire(context, caller, limits, None if endless else call.deadline)
+        unread = partial(self._connections.unread, context.peer())
+        wire = Wire(context, caller, limits, None if endless else call.deadline, unread)
         enter_wire(wire)
 
         async def serve() -> None:
@@ -150,7 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         try:
             await _answer(method, wire, serve)
         finally:
-            wire.release()
+            wire.close()
 
     async def _check_admission(self, caller: str, paced: str, peer: str) -> None:
         """Refuses a request before it is read, if it could not be admitted."""
@@ -208,7 +209,9 @@ async def _serve(
         # The servicers of libraries set a status and return nothing.
         if response is not None or not context.code():
             is_packed = isinstance(response, Packed)
-            await wire.write(response.data if is_packed else handler.response_serializer(response))
+            data = response.data if is_packed else handler.response_serializer(response)
+            del response  # while its bytes are written
+            await wire.write(data)
         return
     async with contextlib.aclosing(answer):
         async for response in answer:

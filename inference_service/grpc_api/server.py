@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 import logging
 from pathlib import Path
 import signal
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
+from inference_service.grpc_api.answer_budget import AnswerBudget
 from inference_service.grpc_api.backend_metrics import open_metrics
 from inference_service.grpc_api.call_metrics import MetricsInterceptor
 from inference_service.grpc_api.channelz import add_channelz
@@ -22,6 +24,7 @@ from inference_service.grpc_api.chat_service import ChatServicer
 from inference_service.grpc_api.completion_service import CompletionServicer
 from inference_service.grpc_api.connections import Connections
 from inference_service.grpc_api.decision_service import DecisionServicer
+from inference_service.grpc_api.fair_room import Line
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
 from inference_service.grpc_api.load_report import LoadReports
@@ -73,6 +76,7 @@ _MAX_CONNECTIONS = 2048
 _OTHER_DESCRIPTORS = 1024
 """What is kept free of connections, for pixels, workers and downloads."""
 _OPEN_BUDGET_MESSAGES = 4
+_OPEN_ANSWERS_BYTES = 2**24
 _OPEN_TIMEOUT_S = 5.0
 _WAIT_FOR_ROOM_S = 10.0
 _PATIENCE_S = 1.0
@@ -283,18 +287,25 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
 
 def _limits(settings: ServiceSettings, keys: KeyFile | None) -> WireLimits:
     """One for all servers of the process: they share the room for messages."""
-    messages = MessageBudget(
-        settings.message_budget_mib * 2**20,
-        max_message_bytes=MAX_MESSAGE_BYTES,
+    budget_bytes = settings.message_budget_mib * 2**20
+    line = Line(
         max_waiting=settings.max_queue,
         wait_s=_WAIT_FOR_ROOM_S,
         # Without keys, a caller is a connection, of which anyone may have many.
         patience_alone_s=_PATIENCE_S if keys is None else _WAIT_FOR_ROOM_S / 2,
         patience_s=_PATIENCE_S,
-        setting="--message-budget-mib",
+    )
+    messages = MessageBudget(
+        budget_bytes, line, max_message_bytes=MAX_MESSAGE_BYTES, setting="--message-budget-mib"
+    )
+    # A reader may be slow for other reasons than a sender.
+    line = replace(line, patience_s=_WAIT_FOR_ROOM_S / 2, patience_alone_s=_WAIT_FOR_ROOM_S / 2)
+    answers = AnswerBudget(
+        budget_bytes, line, max_message_bytes=MAX_MESSAGE_BYTES, setting="--message-budget-mib"
     )
     return WireLimits(
         messages=messages,
+        answers=answers,
         receive_timeout_s=settings.request_timeout_s,
         send_timeout_s=settings.send_timeout_s,
     )
@@ -302,16 +313,13 @@ def _limits(settings: ServiceSettings, keys: KeyFile | None) -> WireLimits:
 
 def _open_limits(settings: ServiceSettings, max_bytes: int) -> WireLimits:
     """Of health checks of one server: those of strangers take no room of a probe of another address."""
+    line = Line(max_waiting=64, wait_s=_OPEN_TIMEOUT_S, patience_s=0.1, patience_alone_s=0.1)
     messages = MessageBudget(
-        _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES,
-        max_message_bytes=max_bytes,
-        max_waiting=64,
-        wait_s=_OPEN_TIMEOUT_S,
-        patience_s=0.1,
-        patience_alone_s=0.1,
+        _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES, line, max_message_bytes=max_bytes
     )
     return WireLimits(
         messages=messages,
+        answers=AnswerBudget(_OPEN_ANSWERS_BYTES, line, max_message_bytes=_SMALL_MESSAGE_BYTES),
         receive_timeout_s=_OPEN_TIMEOUT_S,
         send_timeout_s=settings.send_timeout_s,
     )

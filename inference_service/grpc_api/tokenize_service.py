@@ -10,12 +10,15 @@ from inference_service.grpc_api.field_checks import check_token_ids
 from inference_service.grpc_api.generation import until
 from inference_service.grpc_api.model_names import canonical_name
 from inference_service.grpc_api.packed import Packed, packed
+from inference_service.grpc_api.wire import expect_answer, message_bytes
 from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
 from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 
 
 _MAX_TOKEN_IDS = 2**18
 """Their text fits into a message."""
+_BYTES_PER_CHARACTER = 16
+"""About the most that a token with its string takes."""
 
 
 class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
@@ -33,6 +36,7 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
         canonical_name(request.model, self._backend.names, field="model")
         parse_special = request.parse_special or not request.HasField("parse_special")
         vocabulary = self._backend.vocabulary
+        await expect_answer(_BYTES_PER_CHARACTER * message_bytes())
         async with until(call.deadline):
             token_ids = await vocabulary.tokenize(
                 request.text, call.request_id, call.caller, parse_special=parse_special
@@ -64,6 +68,7 @@ class TokenizeServicer(tokenize_grpc.TokenizeServiceServicer):
                 f"token_ids has {count} ids, but at most {_MAX_TOKEN_IDS} are allowed.",
                 field="token_ids",
             )
+        await expect_answer(work.MAX_TOKEN_BYTES * count)
         token_ids = await work.for_size(work.BYTES_PER_TOKEN * count, lambda: _checked(request))
         async with until(call.deadline):
             text = await self._backend.vocabulary.detokenize(

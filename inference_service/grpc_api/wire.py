@@ -13,9 +13,11 @@ import grpc
 import grpc.aio
 
 from inference_service.errors import DeadlineError
+from inference_service.grpc_api.answer_budget import AnswerBudget
 from inference_service.grpc_api.call_context import Context
+from inference_service.grpc_api.fair_room import Claim
 from inference_service.grpc_api.load_report import LOAD_KEY
-from inference_service.grpc_api.message_budget import Claim, MessageBudget
+from inference_service.grpc_api.message_budget import MessageBudget
 from inference_service.process_memory import freed
 
 
@@ -29,11 +31,13 @@ class WireLimits:
 
     Attributes:
         messages: The room for messages.
+        answers: The room for answers that are not sent.
         receive_timeout_s: Maximum time to receive a message.
         send_timeout_s: Maximum time until the client takes a message.
     """
 
     messages: MessageBudget
+    answers: AnswerBudget
     receive_timeout_s: float
     send_timeout_s: float
 
@@ -46,6 +50,7 @@ class Wire:
         caller: Who calls, for a fair share of the room for messages.
         limits: Limits on each message.
         deadline: End of the call as `time.monotonic()`; None = only its messages are limited in time.
+        unread: Is told how many bytes the client has not read in time; and, negative, that they are gone.
 
     Attributes:
         load: Makes the report of the load, told whether the service failed to answer; None = the call reports none.
@@ -57,13 +62,16 @@ class Wire:
         caller: str,
         limits: WireLimits,
         deadline: float | None,
+        unread: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._context = context
         self._caller = caller
         self._limits = limits
         self._deadline = deadline
+        self._unread = unread
         self.load: Callable[[bool], bytes] | None = None
         self._claim: Claim | None = None
+        self._answer: Claim | None = None
 
     async def read(self) -> bytes | None:
         """The next message; None = the client sends no more.
@@ -89,24 +97,54 @@ class Wire:
         """Size of the last message; 0 if there is none, or it has been released."""
         return 0 if self._claim is None else self._claim.num_bytes
 
+    async def expect_answer(self, num_bytes: int) -> None:
+        """Waits for room for an answer of about so many bytes, before it is made.
+
+        Raises:
+            DeadlineError: The client's earlier answers take the room that it may have.
+            QueueFullError: There is no room.
+        """
+        self._leave_answer()
+        self._answer = await self._room(num_bytes, self._limits.receive_timeout_s, is_made=False)
+
     async def write(self, message: bytes) -> None:
         """Sends a message and waits until the client has taken it or has room for it.
 
         Raises:
             DeadlineError: It did not in time.
+            QueueFullError: There is no room for it.
         """
+        until = time.monotonic() + self._at_most(self._limits.send_timeout_s)
+        answers = self._limits.answers
+        claim, self._answer = self._answer, None
+        claim = claim or answers.try_reserve(self._caller, len(message))
+        claim = claim or await self._room(len(message), until - time.monotonic(), is_made=True)
         try:
-            async with asyncio.timeout(self._at_most(self._limits.send_timeout_s)):
-                await self._context.write(message)
+            writing = await answers.send(
+                claim, message, self._context.write, max(0.0, until - time.monotonic())
+            )
         except (
             grpc.aio.InternalError
         ):  # the connection is lost, which gRPC tells by a cancellation a little later
             raise asyncio.CancelledError from None
+        if writing is not None:
+            unread, num_bytes = self._unread, claim.num_bytes
+            unread(num_bytes)
+            writing.add_done_callback(lambda _: unread(-num_bytes))
+            raise self._not_read()
+
+    async def _room(self, num_bytes: int, limit_s: float, *, is_made: bool) -> Claim:
+        try:
+            async with asyncio.timeout(self._at_most(limit_s)):
+                return await self._limits.answers.reserve(self._caller, num_bytes, is_made=is_made)
         except TimeoutError:
-            raise DeadlineError(
-                f"The client did not read its answer for {self._limits.send_timeout_s:g} s (--send-timeout-s), or not"
-                " before its deadline."
-            ) from None
+            raise self._not_read() from None
+
+    def _not_read(self) -> DeadlineError:
+        return DeadlineError(
+            f"The client did not read its answers for {self._limits.send_timeout_s:g} s (--send-timeout-s), or not"
+            " before its deadline, or too slowly while others waited for memory."
+        )
 
     def end(self) -> None:
         """Says what the trailers of a call without an error have."""
@@ -133,7 +171,7 @@ class Wire:
             async with asyncio.timeout(_CLOSE_S):
                 await self._context.abort(code, message, trailers)
         except (TimeoutError, grpc.aio.InternalError):
-            # The client is gone, or does not read what comes before the status; the connection's age ends that.
+            # The client is gone, or does not read what comes before the status.
             raise asyncio.CancelledError from None
 
     def release(self) -> None:
@@ -142,6 +180,16 @@ class Wire:
             self._limits.messages.release(self._claim)
             freed(self._claim.num_bytes)
             self._claim = None
+
+    def close(self) -> None:
+        """Frees all room of a call that ends, but for what gRPC still has of its answer."""
+        self.release()
+        self._leave_answer()
+
+    def _leave_answer(self) -> None:
+        if self._answer is not None:
+            self._limits.answers.release(self._answer)
+            self._answer = None
 
     def _load_trailers(self, *, failed: bool) -> tuple[tuple[str, bytes], ...]:
         return () if self.load is None else ((LOAD_KEY, self.load(failed)),)
@@ -174,3 +222,10 @@ def release_message() -> None:
     wire = _current.get()
     if wire is not None:
         wire.release()
+
+
+async def expect_answer(num_bytes: int) -> None:
+    """Waits for room for the current call's answer, see `Wire`; does nothing outside of a call."""
+    wire = _current.get()
+    if wire is not None:
+        await wire.expect_answer(num_bytes)

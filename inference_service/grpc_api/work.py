@@ -16,6 +16,9 @@ INLINE_BYTES: Final = 8 * 2**10
 BYTES_PER_TOKEN: Final = 4
 """About how large a token id in a message counts."""
 
+MAX_TOKEN_BYTES: Final = 128
+"""The longest text of a token of Qwen's vocabularies."""
+
 _THREADS: Final = FairThreads(2, "messages")
 
 T = TypeVar("T")

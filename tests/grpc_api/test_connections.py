@@ -222,3 +222,36 @@ def test_connections_wait_apart() -> None:
         for _ in range(1000):
             stack.enter_context(connections.waiting(ADAPTER, has_key=True))
         assert waiting_at_once(connections, other) == module.MAX_WAITING
+
+
+@pytest.mark.parametrize(
+    ("callers", "megabytes", "closed"),
+    [
+        (["a"], 1, False),
+        (["a"], 2, True),
+        (["a", "b"], 1000, False),
+        ([None], 64, False),  # perhaps an adapter's, whose callers have no keys
+        ([None], 65, True),
+        ([], 2, True),  # health checks only
+    ],
+)
+async def test_a_connection_with_many_unread_answers_is_closed_unless_callers_share_it(
+    address: Address,
+    monkeypatch: pytest.MonkeyPatch,
+    callers: list[str | None],
+    megabytes: int,
+    closed: bool,
+) -> None:
+    connections = Connections(MAXIMUM)
+    peer, other = address.connect(2)
+    with contextlib.ExitStack() as calls:
+        for caller in callers:
+            calls.enter_context(connections.used(peer, caller))
+        calls.enter_context(connections.used(other, "other"))
+        for _ in range(megabytes):
+            connections.unread(peer, 2**20)
+            connections.unread(other, 2**20)
+            connections.unread(other, -(2**20))
+        async with watching(connections, address, monkeypatch, left=1 if closed else 2):
+            pass
+    assert address.open() == ([1] if closed else [0, 1])

@@ -20,6 +20,7 @@ import pytest
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
 from inference_service.grpc_api import chat_service, requests
+from inference_service.grpc_api.connections import MAX_UNREAD_BYTES
 from inference_service.grpc_api.wire_fields import MAX_FIELDS, MAX_PACKED_BYTES
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -27,6 +28,8 @@ from qwenvl.inference.v1 import chat_service_pb2 as chat_pb
 from qwenvl.inference.v1 import completion_service_pb2 as completion_pb
 from qwenvl.inference.v1 import completion_service_pb2_grpc as completion_grpc
 from qwenvl.inference.v1 import message_pb2 as message_pb
+from qwenvl.inference.v1 import tokenize_service_pb2 as tokenize_pb
+from qwenvl.inference.v1 import tokenize_service_pb2_grpc as tokenize_grpc
 from tests.chaos.http2 import Connection, message
 from tests.grpc_api.asking import read_event, refusal, spec_of, text_part, until, user
 from tests.grpc_api.conftest import Service, channel_to
@@ -302,6 +305,74 @@ async def test_a_unary_answer_that_is_not_read_is_cut_too(open_service) -> None:
         await connection.send(stream, asking(), end=True)
         await until(lambda: bool(service.engine.requests))
         await until(lambda: service.backend.in_flight == 0)
+
+
+DETOKENIZE = "/qwenvl.inference.v1.TokenizeService/Detokenize"
+
+
+def long_text(letters: int) -> tokenize_pb.DetokenizeRequest:
+    return tokenize_pb.DetokenizeRequest(model="echo", token_ids=[66] * letters)
+
+
+async def ask_without_reading(connection: Connection, count: int, letters: int, key: str) -> None:
+    metadata = YEARS | dict(with_key(key))
+    request = message(long_text(letters).SerializeToString())
+    for _ in range(count):
+        stream = await connection.call(DETOKENIZE, metadata=metadata)
+        await connection.send(stream, request, end=True)
+
+
+async def test_answers_that_nobody_reads_have_a_bound_and_others_pass(
+    guarded: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def long(*_: Any, **__: Any) -> str:
+        return "c" * 8 * MIB
+
+    monkeypatch.setattr(type(guarded.backend.vocabulary), "detokenize", long)
+    answers = guarded.front._limits.answers
+    tokens = tokenize_grpc.TokenizeServiceStub(guarded.channel)
+    async with Connection.open(guarded.front.ports["grpc"], window=0) as connection:
+        await ask_without_reading(connection, 20, 2**18, "one")
+        await until(lambda: answers.used_bytes > answers.limit_bytes // 4)
+        for _ in range(3):
+            got = await tokens.Detokenize(long_text(9), metadata=with_key("two"), timeout=20)
+            assert len(got.text) == 8 * MIB
+        assert answers.limit_bytes // 4 < answers.used_bytes <= answers.limit_bytes // 2
+    await until(lambda: answers.used_bytes == 0)
+
+
+@pytest.mark.parametrize(("keys", "is_closed"), [(["one"], True), (["one", "two"], False)])
+async def test_the_connection_of_a_client_that_reads_nothing_is_closed(
+    open_service, tmp_path: Path, keys: list[str], is_closed: bool
+) -> None:
+    """Its answers are in memory until then. One of several callers stays: it may be an adapter's."""
+    path = tmp_path / "keys"
+    path.write_text("one\ntwo\n")
+    service = await open_service(api_key_file=str(path), send_timeout_s=0.3)
+    answers = service.front._limits.answers
+    async with Connection.open(service.front.ports["grpc"], window=0) as connection:
+        for key in keys:
+            await ask_without_reading(connection, 4, 2**18, key)
+        await until(lambda: connection.closed or len(service.front._connections._unread) == 1)
+        if is_closed:
+            await until(lambda: connection.closed)
+        else:
+            unread = service.front._connections._unread
+            await until(lambda: sum(unread.values()) > 3 * MAX_UNREAD_BYTES)
+            await asyncio.sleep(0.6)
+            assert not connection.closed
+            assert answers.used_bytes > 3 * MAX_UNREAD_BYTES, "gRPC has them still"
+    await until(lambda: answers.used_bytes == 0)
+    assert not service.front._connections._unread
+
+
+async def test_many_large_answers_at_once_reach_a_client_that_reads(guarded: Service) -> None:
+    tokens = tokenize_grpc.TokenizeServiceStub(guarded.channel)
+    calls = [
+        tokens.Detokenize(long_text(2**15), metadata=with_key("one"), timeout=60) for _ in range(64)
+    ]
+    assert {(await call).text for call in calls} == {"c" * 2**15}
+    await until(lambda: guarded.front._limits.answers.used_bytes == 0)
 
 
 async def test_years_of_a_caller_do_not_replace_the_deadline(open_service) -> None:

@@ -8,18 +8,21 @@ import contextlib
 import pytest
 
 from inference_service.errors import QueueFullError
-from inference_service.grpc_api.message_budget import Claim, MessageBudget
+from inference_service.grpc_api.fair_room import Claim, Line
+from inference_service.grpc_api.message_budget import MessageBudget
 
 
 def budget(messages: int = 2, **changes: float) -> MessageBudget:
     values = {"max_waiting": 10, "wait_s": 5.0, "patience_s": 0.05} | changes
     return MessageBudget(
         100 * messages,
+        Line(
+            max_waiting=int(values["max_waiting"]),
+            wait_s=values["wait_s"],
+            patience_s=values["patience_s"],
+            patience_alone_s=values.get("patience_alone_s", values["patience_s"]),
+        ),
         max_message_bytes=100,
-        max_waiting=int(values["max_waiting"]),
-        wait_s=values["wait_s"],
-        patience_s=values["patience_s"],
-        patience_alone_s=values.get("patience_alone_s", values["patience_s"]),
         setting="--the-setting",
     )
 
