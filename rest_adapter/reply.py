@@ -138,17 +138,17 @@ class CollectedAnswers:
         """Counts a result that has come, as what it takes until it has been converted.
 
         Raises:
-            ApiError: There was no memory for it for some seconds, or for too many others that wait for it, too; or there
-                will never be.
+            ApiError: There was no memory for it for some seconds, or there will never be; or too many others wait, too.
         """
         self.num_bytes += size_of(answer)
         if self.num_bytes <= FREE_BYTES:
             return
         largest_bytes = self._body.largest_answer_bytes
         if _JSON_BYTES_PER_BYTE * self.num_bytes > largest_bytes:
+            mib = largest_bytes // _JSON_BYTES_PER_BYTE >> 20
             raise too_large(
-                f"The answers to all parts of this request have more than {largest_bytes // _JSON_BYTES_PER_BYTE >> 20} MiB"
-                " together, for which there is no memory (--body-budget-mib); send fewer prompts or lists in one request."
+                f"The answers to all parts of this request have more than {mib} MiB together, for which there is no"
+                " memory (--body-budget-mib); send fewer prompts or lists in one request."
             )
         count = _JSON_BYTES_PER_BYTE * self.num_bytes - self._asked_bytes
         # What waits is in memory without being counted: not much more of it than a body may have.

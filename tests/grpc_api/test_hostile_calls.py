@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 from pathlib import Path
@@ -127,7 +128,7 @@ async def test_probes_pass_beside_more_unfinished_checks_than_may_wait(
                 await stranger.call(f"{HEALTH}/Check")
             probe = await kubelet.call(f"{HEALTH}/Check")
             await kubelet.send(probe, check, end=True)
-            await until(lambda stream=probe: stream in kubelet.ended)
+            await until(functools.partial(kubelet.ended.__contains__, probe))
             assert kubelet.received.get(probe), "it was refused"
 
 
