@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qwenvl.keys import key_of
 from qwenvl.pacing import RefusalPacing
 from rest_adapter.dialect import error_response
+from rest_adapter.dropped import drop_body
 from rest_adapter.errors import ApiError, of_reason
 from rest_adapter.middleware import PAGES, PROBES
 
@@ -22,6 +23,7 @@ class RequireKey:
         """Passes the request on, or refuses it with 401."""
         if scope["type"] == "http" and not _is_open(scope) and not scope["state"]["is_known"]:
             host, _ = scope["client"] or ("", 0)
+            drop_body(scope["state"])
             await self._pacing.wait(host)
             authorization = scope["state"]["authorization"]
             error = _refusal(has_key=bool(key_of(authorization)))

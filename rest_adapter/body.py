@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rest_adapter.body_budget import BodyBudget, Holding
 from rest_adapter.content_encoding import Decoder, decoder_of
+from rest_adapter.dropped import drop_body
 from rest_adapter.errors import ApiError, too_large
 from rest_adapter.pace import Pace
 
@@ -151,10 +152,14 @@ class RequestBody:
         last = self._received + 2 * self._limits.max_bytes
         with contextlib.suppress(TimeoutError), self._limits.budget.discarding() as pause_s:
             async with asyncio.timeout(LINGER_S):
+                dropped = drop_body(self._state)
                 while not self.is_complete and self._received < last:
                     async with asyncio.timeout(LINGER_SILENCE_S):
-                        message = await self.receive()
-                    await asyncio.sleep(pause_s(len(message.get("body", b""))))
+                        size = len((await self.receive()).get("body", b""))
+                    self._received += dropped.num_bytes
+                    size += dropped.num_bytes
+                    dropped = drop_body(self._state)
+                    await asyncio.sleep(pause_s(size))
 
     async def _read_into(self, data: bytearray, decoder: Decoder | None) -> None:
         begin = time.monotonic()

@@ -17,12 +17,13 @@ from typing import Any, Final
 import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from qwenvl.observability.context import CallContext
 from rest_adapter.bounded_connection import MAX_HEAD_BYTES, BoundedConnection
 from rest_adapter.connections import Connections
+from rest_adapter.dropped import Dropped
 from rest_adapter.errors import ApiError
 from rest_adapter.half_closed import HalfClosed
 from rest_adapter.turns import Turns
@@ -151,6 +152,7 @@ class BoundedHttpProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._connections.set_busy(self)
             self.scope["state"]["set_caller"] = partial(self._connections.set_caller, self)
+            self.scope["state"]["drop_body"] = partial(self._drop_body, self.cycle)
         if self.conn.their_state is h11.DONE and self.conn.waiting_bytes < _MAX_PIPELINED_BYTES:
             # uvicorn stops reading when bytes follow a request, and would not see that the client leaves.
             self.flow.resume_reading()
@@ -288,6 +290,12 @@ class BoundedHttpProtocol(H11Protocol):
         else:
             return
         self.transport.write(self.conn.send(probe) or b"")
+
+    def _drop_body(self, cycle: RequestResponseCycle) -> Dropped:
+        cycle.body = dropped = Dropped()
+        if cycle.more_body:
+            self.flow.pause_reading()  # until `receive`, or the end of the response
+        return dropped
 
     def _wait(self) -> None:
         if not self._waits:

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qwenvl.observability import current_call
 from qwenvl.pacing import RefusalPacing
 from rest_adapter.dialect import error_response
+from rest_adapter.dropped import drop_body
 from rest_adapter.errors import ApiError, of_reason
 
 
@@ -68,6 +69,7 @@ class RefuseHammering:
             return
         caller = call.caller
         if (error := self._refusal(caller)) is not None:
+            drop_body(scope["state"])
             await self._pacing.wait(caller)
             await _discard_small(scope, receive)
             await error_response(scope, error)(scope, receive, send)
