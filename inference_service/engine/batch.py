@@ -117,7 +117,7 @@ class Batch:
             if late.late_since is None:
                 late.late_since = self._num_admitted
         for sequence in self._first_waiting(running):
-            if not self.may_fit(sequence):
+            if not self.may_fit(sequence) or not self._knows(sequence):
                 continue
             while not self.fits(sequence):
                 one = self._gives_way(sequence)
@@ -163,6 +163,10 @@ class Batch:
             if sequence.caller not in running:
                 first.setdefault(sequence.caller, sequence)
         return list(first.values())
+
+    def _knows(self, sequence: Sequence) -> bool:
+        """Whether it is known which pages of a waiting sequence are cached: others must not be preempted before."""
+        return self._blocks.knows(sequence, use_cache=not sequence.wants_prompt_logprobs)
 
     def _leave(self, sequence: Sequence) -> None:
         """Remove a sequence from the batch and free what it has there."""

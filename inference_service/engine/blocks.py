@@ -2,6 +2,9 @@
 
 A page is in one of three states: used (referenced by at least one sequence), cached (unreferenced, but its content can
 be found by hash) or free. Only full, computed pages are shared, so a page that is being written has one owner.
+
+A long prompt that is cached takes milliseconds to hash, which all answers would wait for. So a plan hashes some pages,
+and a sequence of which more remain is admitted by a later plan, which goes on where this one has stopped.
 """
 
 from __future__ import annotations
@@ -10,8 +13,15 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Final
 
 from inference_service.engine.sequence import Sequence
+
+
+_HASHES_PER_PLAN: Final = 2048
+"""Pages; each takes about 5 microseconds."""
+_LEAST_HASHES: Final = 32
+"""Pages that every sequence may have hashed in a plan, whatever others take: so it is not put off for ever."""
 
 
 def root_hash(cache_salt: bytes, rope_level: int = 0) -> bytes:
@@ -58,6 +68,8 @@ class BlockManager:
         self._hash_by_page: dict[int, bytes] = {}
         # What was cached until recently: as many pages as there are, so that twice the cache would still have them.
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
+        self._hashes_left = _HASHES_PER_PLAN
+        self._put_off: set[Sequence] = set()
 
     @property
     def num_cached(self) -> int:
@@ -74,6 +86,19 @@ class BlockManager:
         """Number of pages in use by sequences."""
         return self.num_pages - self.num_available
 
+    def begin_plan(self) -> None:
+        """Permit further pages to be hashed."""
+        self._hashes_left = _HASHES_PER_PLAN
+        self._put_off.clear()
+
+    def puts_off(self, sequence: Sequence) -> bool:
+        """Whether this plan has refused a sequence because too many of its pages remain to be hashed."""
+        return sequence in self._put_off
+
+    def knows(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
+        """Whether it is known which pages `admit` would find, or else hash some more of them."""
+        return self._hits(sequence, use_cache=use_cache) is not None
+
     def admit(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
         """Allocate pages for all current tokens of the sequence, or do nothing and return False.
 
@@ -81,6 +106,8 @@ class BlockManager:
         cache, as its logits are needed to sample the next one.
         """
         hits = self._hits(sequence, use_cache=use_cache)
+        if hits is None:
+            return False
         fresh = self._pages_for(len(sequence)) - len(hits)
         if not self._has_room(hits, fresh):
             return False
@@ -96,7 +123,7 @@ class BlockManager:
     def fits(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
         """Whether `admit` would allocate pages."""
         hits = self._hits(sequence, use_cache=use_cache)
-        return self._has_room(hits, self._pages_for(len(sequence)) - len(hits))
+        return hits is not None and self._has_room(hits, self._pages_for(len(sequence)) - len(hits))
 
     def grow(self, sequence: Sequence) -> bool:
         """Ensure a slot for the sequence's newest token, pending or not; False if no page is left."""
@@ -140,18 +167,29 @@ class BlockManager:
         """Whether so many pages are left beside those found."""
         return fresh <= self.num_available - sum(page in self._cached for page in hits)
 
-    def _hits(self, sequence: Sequence, *, use_cache: bool) -> list[int]:
-        """The cached pages that a sequence is to use."""
-        return self._find_prefix(sequence) if use_cache and self.enable_prefix_caching else []
+    def _hits(self, sequence: Sequence, *, use_cache: bool) -> list[int] | None:
+        """The cached pages that a sequence is to use; None if this plan cannot tell."""
+        if not use_cache or not self.enable_prefix_caching:
+            return []
+        pages = self._find_prefix(sequence)
+        return None if sequence in self._put_off else pages
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """The longest run of cached pages from the sequence's start."""
-        pages = []
-        for index in range((len(sequence) - 1) // self.page_size):
-            page = self._page_by_hash.get(self._hash(sequence, index))
+        """The longest run of cached pages from the sequence's start, as far as this plan may hash; else puts it off."""
+        num_full = (len(sequence) - 1) // self.page_size
+        known = max(len(sequence.page_hashes), len(sequence.prompt_hashes))
+        # Half of what is left: the next sequence has something, too.
+        limit = known + max(_LEAST_HASHES, self._hashes_left // 2)
+        pages: list[int] = []
+        while len(pages) < min(num_full, limit):
+            page = self._page_by_hash.get(self._hash(sequence, len(pages)))
             if page is None:
                 break
             pages.append(page)
+        self._hashes_left -= max(0, len(sequence.page_hashes) - known)
+        self._put_off.discard(sequence)
+        if len(pages) == limit < num_full:
+            self._put_off.add(sequence)
         return pages
 
     def _misses(self, sequence: Sequence, num_hits: int, *, use_cache: bool) -> dict[str, int]:
@@ -174,7 +212,9 @@ class BlockManager:
 
     def _hash(self, sequence: Sequence, index: int) -> bytes:
         """Hash of the sequence's full page `index`; computes the chain before it if needed."""
-        hashes = sequence.page_hashes
+        hashes, shared = sequence.page_hashes, sequence.prompt_hashes
+        if len(hashes) <= index:
+            hashes += shared[len(hashes) :]
         while len(hashes) <= index:
             start = len(hashes) * self.page_size
             end = start + self.page_size
@@ -191,6 +231,8 @@ class BlockManager:
                     [(image.key, start - image.start) for image in images],
                 )
             )
+            if end <= len(sequence.request.prompt_token_ids):
+                shared.append(hashes[-1])
         return hashes[index]
 
     def _take(self) -> int:

@@ -14,7 +14,7 @@ from inference_service.engine.device import memory_of
 from inference_service.engine.loader import load_model
 from inference_service.engine.outputs import ended_output
 from inference_service.engine.pipeline import Pipeline
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, choices_of
 from inference_service.engine.validation import check_request
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
@@ -115,9 +115,7 @@ class EngineCore:
         spec = self._spec
         vocab_size = spec.decoder.vocab_size
         check_request(request, len(view), vocab_size=vocab_size, policy=spec.image_policy)
-        sequences = [Sequence(request, choice_index) for choice_index in range(request.num_choices)]
-        for sequence in sequences:
-            sequence.rope_level = spec.decoder.rope.level(sequence.num_prompt_tokens)
+        sequences = choices_of(request, spec.decoder.rope.level)
         if request.constraint is None:
             self._enqueue(sequences, view)
             return

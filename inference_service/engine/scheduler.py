@@ -110,6 +110,7 @@ class Scheduler:
         """
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
         self._shares.begin_plan()
+        self._blocks.begin_plan()
         self._batch.make_room()
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
@@ -246,7 +247,8 @@ class Scheduler:
                 running[caller] += 1
                 self._schedule_prefill(plan, mine.waiting.popleft(), plan.tokens_left)
             else:
-                full = full or (bool(mine.waiting) and batch.may_fit(mine.waiting[0]))
+                if mine.waiting and not self._blocks.puts_off(mine.waiting[0]):
+                    full = full or batch.may_fit(mine.waiting[0])
                 del prompts[caller]
 
     def _prompts_by_caller(self, plan: Plan, *, admitting: bool) -> dict[str, Prompts]:

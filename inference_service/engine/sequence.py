@@ -5,6 +5,7 @@ Scheduler, block manager and runner share this state.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class Sequence:
         num_pending: Number of tokens that launched steps sample, and that are not known before these are collected.
         pages: KV pages in order; page i holds tokens i*page_size and on.
         page_hashes: Hash chain over the full pages, as far as computed.
+        prompt_hashes: The same for the pages of the request's prompt, which all of its choices share.
         num_published_pages: Number of leading pages added to the prefix cache.
         arrived_s: When it was queued, by the scheduler's clock.
         waits_since_s: When it was queued last, which a preemption does again.
@@ -68,6 +70,7 @@ class Sequence:
     num_pending: int = 0
     pages: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
+    prompt_hashes: list[bytes] = field(default_factory=list)
     num_published_pages: int = 0
     arrived_s: float = 0.0
     waits_since_s: float = 0.0
@@ -172,11 +175,11 @@ class Sequence:
 
     def images_between(self, start: int, end: int) -> list[ImageSpan]:
         """The images with a token in [start, end), in order."""
-        return [
-            image
-            for image in self.request.images
-            if image.start < end and start < image.start + image.num_tokens
-        ]
+        images = self.request.images  # hundreds, if videos are cut into frames; in order, and apart
+        first = bisect_right(images, start, key=lambda image: image.start + image.num_tokens)
+        return list(
+            images[first : bisect_left(images, end, lo=first, key=lambda image: image.start)]
+        )
 
     def goes_on(self, max_model_len: int) -> bool:
         """Whether another token may be sampled, whatever the pending ones are.
@@ -206,3 +209,21 @@ class Sequence:
         if len(self) >= max_model_len:
             return FinishReason.CONTEXT_LENGTH
         return None
+
+
+def choices_of(
+    request: EngineRequest, rope_level: Callable[[int], int] = lambda _: 0
+) -> list[Sequence]:
+    """The choices of a request, in order; equal prompts are hashed once for all of them.
+
+    Args:
+        request: The request.
+        rope_level: Tells the level of the rotary frequencies by the number of tokens of a prompt.
+    """
+    hashes: dict[int, list[bytes]] = {}
+    choices = [Sequence(request, index) for index in range(request.num_choices)]
+    for choice in choices:
+        choice.rope_level = rope_level(choice.num_prompt_tokens)
+        # Probes of different lengths may differ in it, and so do their keys and values.
+        choice.prompt_hashes = hashes.setdefault(choice.rope_level, [])
+    return choices

@@ -13,7 +13,7 @@ from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Chunk
 from inference_service.engine.process import main
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import choices_of
 from inference_service.engine_protocol.messages import (
     ChoiceOutput,
     EngineConfig,
@@ -81,7 +81,7 @@ class ScheduledCore:
 
     def add(self, request: EngineRequest, pixels: memoryview | bytes) -> None:
         del pixels
-        self._scheduler.add([Sequence(request, choice) for choice in range(request.num_choices)])
+        self._scheduler.add(choices_of(request))
 
     def abort(self, request_id: str, choice_index: int | None = None) -> None:
         for sequence in self._scheduler.of_request(request_id):

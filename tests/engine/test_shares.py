@@ -13,7 +13,7 @@ from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Plan
 from inference_service.engine.scheduler import Scheduler
-from inference_service.engine.sequence import Sequence
+from inference_service.engine.sequence import Sequence, choices_of
 from inference_service.engine.shares import Shares, overdue, overtakes
 from inference_service.engine_protocol.messages import (
     EngineRequest,
@@ -47,7 +47,7 @@ class Engine:
 
     def add(self, caller: str, request: EngineRequest) -> list[Sequence]:
         request = replace(request, caller=caller)
-        sequences = [Sequence(request, index) for index in range(request.num_choices)]
+        sequences = choices_of(request)
         self.scheduler.add(sequences)
         return sequences
 
