@@ -130,12 +130,23 @@ def constraint_failed(
 
 
 def too_expensive(
-    sequences: Iterable[Sequence],
+    sequences: Iterable[Sequence], running: Iterable[Sequence] = ()
 ) -> Iterator[tuple[Sequence, ConstraintFailedError]]:
-    """The answers of a step that must end for what their constraints cost, with their errors."""
-    rows = {
+    """The answers that must end for what their constraints cost, with their errors.
+
+    Args:
+        sequences: Those of a step.
+        running: All that run.
+    """
+    rows = _by_state(sequences)
+    others = {state: one for state, one in _by_state(running).items() if state not in rows}
+    for state in over_budget(rows, others):
+        sequence = rows.get(state) or others[state]
+        error = GrammarError("it takes more time than the answers beside it can spare")
+        yield sequence, constraint_failed(sequence, error, _TOO_SLOW)
+
+
+def _by_state(sequences: Iterable[Sequence]) -> dict[ConstraintState, Sequence]:
+    return {
         one.constraint: one for one in sequences if one.constraint and one.finish_reason is None
     }
-    for state in over_budget(rows):
-        error = GrammarError("it takes more time than the answers beside it can spare")
-        yield rows[state], constraint_failed(rows[state], error, _TOO_SLOW)

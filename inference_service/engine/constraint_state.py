@@ -2,7 +2,8 @@
 
 A grammar may be ambiguous, so that each token costs more than the one before it, without a limit that a trial of its
 beginning could show. The rows of a step share the time that constraints may take; what a row takes beyond its share is
-its debt. While the debts are too high together, the answer with the highest one ends.
+its debt. While the debts are too high together, the answer with the highest one ends. Which rows a step has, see
+`constraint_turns`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _MANY_SHARES: Final = 3.0
 """No row may take so many shares in each step, however much of theirs the others leave."""
 MAX_DEBT_S: Final = 0.5
 """Debts of all rows together."""
+_NEW_S: Final = 0.001
+"""What a row is expected to take that is new."""
+_FADES: Final = 0.9
+"""What is left in each step of what a row took once: it may take it again."""
 
 
 class ConstraintState:
@@ -39,6 +44,8 @@ class ConstraintState:
         active: Whether the next token is one of the constraint's.
         spent_s: CPU time of its thread since `over_budget` has looked.
         debt_s: What it has taken of the others' time, and not given back since.
+        cost_s: CPU time that its next step is expected to take, more than 0.
+        num_left_out: How many steps have left it out since its last one.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class ConstraintState:
         self.active = after is None
         self.spent_s = 0.0
         self.debt_s = 0.0
+        self.cost_s = _NEW_S
+        self.num_left_out = 0
         self._after = after
         self._clock = clock
 
@@ -91,8 +100,15 @@ class ConstraintState:
             raise GrammarError("the token is not permitted")
 
 
-def over_budget(states: Iterable[ConstraintState]) -> list[ConstraintState]:
-    """Charges the rows of a step for their time; those that must end, the most expensive first."""
+def over_budget(
+    states: Iterable[ConstraintState], left_out: Iterable[ConstraintState] = ()
+) -> list[ConstraintState]:
+    """Charges the rows of a step for their time; those that must end, the most expensive first.
+
+    Args:
+        states: The rows.
+        left_out: Those that run beside them, but not in this step; their debts count.
+    """
     rows = [state for state in states if state.active]
     if not rows:
         return []
@@ -103,7 +119,10 @@ def over_budget(states: Iterable[ConstraintState]) -> list[ConstraintState]:
         is_charged = is_over or state.spent_s > _MANY_SHARES * share_s
         charged_s = state.spent_s if is_charged else 0.0
         state.debt_s = max(0.0, state.debt_s + charged_s - share_s)
+        state.cost_s = max(state.spent_s, _FADES * state.cost_s)
+        state.num_left_out = 0
         state.spent_s = 0.0
+    rows += left_out
     rows.sort(key=lambda state: state.debt_s, reverse=True)
     excess_s = sum(state.debt_s for state in rows) - MAX_DEBT_S
     ended: list[ConstraintState] = []

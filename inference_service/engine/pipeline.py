@@ -214,7 +214,9 @@ class Pipeline:
     def _settle(self, ticket: Ticket, results: Iterable[ChunkResult]) -> list[ChoiceOutput]:
         chunks = ticket.launched.chunks if ticket.launched else ()
         committed = [self._commit(*pair) for pair in zip(chunks, results, strict=True)]
-        ended = [self.fail(*pair) for pair in too_expensive(chunk.sequence for chunk in chunks)]
+        answers = (chunk.sequence for chunk in chunks)
+        expensive = list(too_expensive(answers, self._scheduler.running))
+        ended = [self.fail(*pair) for pair in expensive]
         return [*(output for output in committed if output is not None), *ended, *ticket.outputs]
 
     def _relieve(self, ticket: Ticket) -> list[ChoiceOutput]:

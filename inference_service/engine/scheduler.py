@@ -20,6 +20,7 @@ from typing import Any
 
 from inference_service.engine.batch import Batch
 from inference_service.engine.blocks import BlockManager
+from inference_service.engine.constraint_turns import left_out
 from inference_service.engine.counters import Counters
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.image_planner import ImagePlanner
@@ -211,8 +212,14 @@ class Scheduler:
                 )
 
     def _schedule_decodes(self, plan: Plan) -> None:
-        for sequence in [sequence for sequence in self._batch.running if sequence.is_decoding]:
-            if not sequence.goes_on(self.max_model_len):
+        answers = [
+            sequence
+            for sequence in self._batch.running
+            if sequence.is_decoding and sequence.goes_on(self.max_model_len)
+        ]
+        waits = left_out(answers, self._sequences.values())
+        for sequence in answers:
+            if sequence in waits:
                 continue
             if not plan.tokens_left:
                 return

@@ -53,6 +53,8 @@ class FollowedAnswer:
 
     active = True
     spent_s = debt_s = 0.0
+    cost_s = 0.02  # so that two of a caller take turns
+    num_left_out = 0
 
     def __init__(self) -> None:
         self.taken: list[int] = []
