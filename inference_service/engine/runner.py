@@ -148,10 +148,10 @@ class ModelRunner:
     def encode(self, images: Seq[tuple[ImageSpan, memoryview]]) -> Pieces[None]:
         """Enqueue one pass of the vision tower in pieces, then put the images' embeddings into the encoder cache."""
         embeddings = yield from self._model.encoding(
-            [
+            (
                 send_pixels(pixels, image.height, image.width, self._model.device)
                 for image, pixels in images
-            ],
+            ),
             [image.grid for image, _ in images],
         )
         for (image, _), embedding in zip(images, embeddings, strict=True):

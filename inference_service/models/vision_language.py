@@ -5,7 +5,7 @@ Call everything within `torch.inference_mode`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -86,12 +86,13 @@ class VisionLanguageModel(nn.Module):
         return run(self.encoding(pixels, grids))
 
     def encoding(
-        self, pixels: Sequence[torch.Tensor], grids: Sequence[tuple[int, int, int]]
+        self, pixels: Iterable[torch.Tensor], grids: Sequence[tuple[int, int, int]]
     ) -> Pieces[list[torch.Tensor]]:
         """Encodes images and videos, at least one, into image tokens, in pieces if the family's tower can be cut.
 
         Args:
-            pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device.
+            pixels: For each [frames, H, W, 3] uint8 RGB, resized already, on any device; each is taken when those
+                before it are in patches.
             grids: For each (frames / temporal_patch_size rounded up, H / patch_size, W / patch_size).
 
         Returns:
@@ -102,16 +103,14 @@ class VisionLanguageModel(nn.Module):
             self._patchify = Patchifier(self.spec.image_policy, self.device)
         policy = self.spec.image_policy
         side, depth = policy.patch_size, policy.temporal_patch_size
+        patches = []
         for image, grid in zip(pixels, grids, strict=True):
             frames = image.shape[0]
             if tuple(image.shape) != (frames, grid[1] * side, grid[2] * side, 3) or (
                 -(-frames // depth) != grid[0]
             ):
                 raise ValueError(f"pixels {tuple(image.shape)} do not match the grid {grid}")
-        patches = []
-        for image in pixels:
-            patches.append(self._patchify(image).to(self.dtype))
-            yield
+            patches.append((yield from self._patchify.pieces(image, self.dtype)))
         if isinstance(self.visual, TowerInPieces):
             return (yield from self.visual.pieces(patches, grids))
         tokens: list[torch.Tensor] = self.visual(patches, grids)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from inference_service.engine import runner
 from inference_service.engine.core import EngineCore
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.encoding import Encoder, EncoderOutOfMemoryError
 from inference_service.engine.pace import Pace
+from inference_service.engine.pixels import send_pixels
 from inference_service.engine.runner import ModelRunner
 from inference_service.engine.sequence import Sequence
 from inference_service.engine.stopwatch import Stopwatch
@@ -292,6 +294,23 @@ def test_answers_get_their_tokens_between_the_pieces(
     assert len(one_piece_a_step) > 5
     assert len(seen) > 5
     drain(core)
+
+
+def test_no_piece_sends_the_pixels_of_many_images(
+    make_core: Any, one_piece_a_step: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    def send(*image: Any) -> torch.Tensor:
+        sent.append(len(one_piece_a_step))
+        return send_pixels(*image)
+
+    monkeypatch.setattr(runner, "send_pixels", send)
+    core: EngineCore = make_core()
+    shown = conversation(["Look: ", *(image(4, 6, seed) for seed in range(5)), " and tell."])
+    core.add(shown.request("images"), shown.pixels)
+    drain(core)
+    assert len(sent) == len(set(sent)) == 5, "each image in a step of its own"
 
 
 def test_images_get_on_beside_answers_without_end(make_core: Any) -> None:

@@ -264,18 +264,18 @@ def one_window(layout, _):
     return layout.frames
 
 
-def cut_without_merging(self, pixels):
+def cut_without_merging(self, pixels, dtype):
     """Patches row by row, instead of those of a token together."""
     plain = Patchifier(dataclasses.replace(self._policy, merge_size=1), pixels.device)
-    return CUT(plain, pixels)
+    return CUT(plain, pixels, dtype)
 
 
-CUT = Patchifier.__call__
+CUT = Patchifier.pieces
 
 MUTATIONS = {
     "vision theta": (FAMILIES, vision_parts, "VISION_ROPE_THETA", 1000.0),
     "patches in raster order": (FAMILIES, vision_parts, "patch_places", in_raster_order),
-    "pixels in raster order": (FAMILIES, Patchifier, "__call__", cut_without_merging),
+    "pixels in raster order": (FAMILIES, Patchifier, "pieces", cut_without_merging),
     "exact gelu": (["qwen3_vl"], qwen3_vl, "gelu", exact_gelu),
     "tanh gelu": (["qwen3_vl"], qwen3_vl, "gelu", tanh_gelu),
     "no interpolation": (["qwen3_vl"], qwen3_vl.PositionTable, "_neighbours", nearest_entries),

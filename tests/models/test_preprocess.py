@@ -10,6 +10,7 @@ from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from inference_service.model_spec import ImagePolicy
+from inference_service.models import preprocess
 from inference_service.models.preprocess import Patchifier
 
 
@@ -117,3 +118,34 @@ def test_frames_of_a_video(frames):
         expected = processor_of(policy)(images=frame, do_resize=False)["pixel_values"]
         expected = torch.from_numpy(np.asarray(expected)).view(24, 3, 2, 14, 14)
         assert torch.equal(patches[index // 2, :, :, index % 2], expected[:, :, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("limit", [1, 15_000, 40_000, 10**9])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_pieces_are_bounded_and_give_the_same(monkeypatch, frames, limit, dtype):
+    """A piece has as many rows of tokens of one patch in time as fit, one at least."""
+    policy = POLICIES["qwen2-vl"]
+    rng = np.random.default_rng(frames)
+    pixels = torch.from_numpy(rng.integers(0, 256, (frames, 5 * 28, 84, 3), dtype=np.uint8))
+    patchify = Patchifier(policy, torch.device("cpu"))
+    whole = patchify(pixels)
+    sizes = []
+
+    def cut(self, some):
+        sizes.append(real(self, some).numel())
+        return real(self, some)
+
+    real = Patchifier._cut
+    monkeypatch.setattr(Patchifier, "_cut", cut)
+    monkeypatch.setattr(preprocess, "PIECE_VALUES", {"cpu": limit})
+    pieces = patchify.pieces(pixels, dtype)
+    try:
+        while True:
+            next(pieces)
+            assert len(sizes) == 1, "there is a pause behind each piece"
+            assert sizes.pop() <= max(limit, 28 * 84 * 3 * 2)
+    except StopIteration as end:
+        found = end.value
+    assert found.dtype == dtype
+    assert torch.equal(found, whole.to(dtype))
