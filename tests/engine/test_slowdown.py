@@ -37,7 +37,8 @@ DECODE_S, TOKEN_S = 0.010, 0.0001
 class Free:
     """A constraint that permits everything, but that has to know the token before the next one."""
 
-    spent_s = debt_s = 0.0
+    spent_s = debt_s = cost_s = 0.0
+    num_left_out = 0
     active = True
 
     def take(self, token_id: int) -> None:
