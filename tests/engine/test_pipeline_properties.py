@@ -112,6 +112,8 @@ def requests(draw: st.DrawFn, request_id: str) -> EngineRequest:
 class Serving(RuleBasedStateMachine):
     """Adds, aborts, stops, steps and failed steps in any order; at the end everything drains."""
 
+    now_s = step_s = 0.0
+
     @initialize(
         depth=st.integers(0, 1),
         page_size=st.integers(1, 4),
