@@ -26,6 +26,11 @@ class Prompts:
     waiting: deque[Sequence] = field(default_factory=deque)
     kept: int = 0
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that those in progress have left."""
+        return sum(len(one) - one.num_computed_tokens for one in self.running)
+
     def shortest_first(self, budget: int, *, admits: bool) -> None:
         """Changes the order in progress, and leaves new ones what they can use, if any can be admitted."""
         shortest = sorted(self.running, key=lambda one: len(one) - one.num_computed_tokens)

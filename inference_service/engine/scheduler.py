@@ -236,7 +236,8 @@ class Scheduler:
         """Continue prompts and admit new sequences; callers take turns, see `Prompts` for those of one caller.
 
         When there is no room for a sequence that can have some, none is admitted that came later, but for callers of
-        whom none runs.
+        whom none runs. These come first, and yet leave half of the step to prompts in progress: else whoever sends a
+        prompt as large as a step whenever one has ended would stop them all.
         """
         batch = self._batch
         running = batch.running_by_caller
@@ -244,6 +245,8 @@ class Scheduler:
         if late is not None and (admitting := batch.admit(late)):
             running[late.caller] += 1
         prompts = self._prompts_by_caller(plan, admitting=admitting)
+        in_progress = sum(mine.num_left for mine in prompts.values())
+        kept = min(-(-plan.tokens_left // 2), in_progress)
         full = False
         while prompts and plan.tokens_left:
             caller = self._shares.first(prompts, running)
@@ -251,8 +254,9 @@ class Scheduler:
             if mine.running and plan.tokens_left > mine.kept:
                 self._schedule_prefill(plan, mine.running.popleft(), plan.tokens_left - mine.kept)
             elif mine.waiting and not (full and caller in running) and batch.admit(mine.waiting[0]):
+                limit = plan.tokens_left - (0 if caller in running else kept)
                 running[caller] += 1
-                self._schedule_prefill(plan, mine.waiting.popleft(), plan.tokens_left)
+                self._schedule_prefill(plan, mine.waiting.popleft(), max(0, limit))
             else:
                 if mine.waiting and not self._blocks.puts_off(mine.waiting[0]):
                     full = full or batch.may_fit(mine.waiting[0])

@@ -165,3 +165,18 @@ def test_every_request_ends(
     before = 2 + sum(count for _, count, _, _ in streams)
     bound = 4 * before * (PATIENCE + PREFILL + 60)
     assert tail(load, one, bound) < bound
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("callers", [1, 3])
+@pytest.mark.parametrize("length", [BUDGET, 3 * BUDGET])
+def test_prompts_as_large_as_a_step_without_end_stop_no_prompt(
+    callers: int, in_flight: int, length: int
+) -> None:
+    """Of each of their callers nothing runs whenever one of them has ended."""
+    load = make(pages=4 * PAGES)
+    for number in range(callers):
+        load.keep(in_flight, lambda number=number: request(f"{number}", length))  # type: ignore[misc]
+    load.step()
+    large = load.add(request("large", 10 * BUDGET))
+    assert load.steps_until_first_token(large, 400) <= 20 * (callers + 1)
