@@ -304,8 +304,8 @@ def test_notices_inputs_that_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> 
 def test_notices_a_wrong_input(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]) -> None:
     real = DecodeStep.pack
 
-    def pack(self: DecodeStep, inputs: Seq[SequenceInput]) -> Any:
-        return real(self, [replace(one, **change) for one in inputs])
+    def pack(self: DecodeStep, inputs: Seq[SequenceInput], *settings: Any) -> Any:
+        return real(self, [replace(one, **change) for one in inputs], *settings)
 
     monkeypatch.setattr(DecodeStep, "pack", pack)
     run_until_broken(monkeypatch)
