@@ -92,9 +92,7 @@ class Batch:
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether there is room for a waiting sequence."""
-        return len(self.running) < self._max_num_seqs and self._blocks.fits(
-            sequence, use_cache=not sequence.wants_prompt_logprobs
-        )
+        return len(self.running) < self._max_num_seqs and self._has_pages(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
         """Have a running sequence wait again, before all others."""
@@ -117,7 +115,7 @@ class Batch:
             if late.late_since is None:
                 late.late_since = self._num_admitted
         for sequence in self._first_waiting(running):
-            if not self.may_fit(sequence) or not self._knows(sequence):
+            if not self.may_fit(sequence):
                 continue
             while not self.fits(sequence):
                 one = self._gives_way(sequence)
@@ -133,17 +131,21 @@ class Batch:
     def may_fit(self, sequence: Sequence) -> bool:
         """Whether there is room for a waiting sequence, or would be if all left that may be preempted for it.
 
-        The oldest sequence of each caller is not preempted for others, unless it has overtaken them.
+        The oldest sequence of each caller is not preempted for others, unless it has overtaken them. Before it is known
+        which pages of a sequence are cached, nobody waits for it or is preempted for it.
         """
-        if self.fits(sequence):
-            return True
         kept: dict[str, Sequence] = {}
         for one in self.running:
             if not overtakes(one, sequence):
                 kept.setdefault(one.caller, one)
+        if len(kept) >= self._max_num_seqs:
+            return False
+        if self._has_pages(sequence) and len(self.running) < self._max_num_seqs:
+            return True
+        if self._blocks.puts_off(sequence):
+            return False
         pages = {page for one in kept.values() for page in one.pages}
-        needed = -(-len(sequence) // self._blocks.page_size)
-        return len(kept) < self._max_num_seqs and needed <= self._blocks.num_pages - len(pages)
+        return -(-len(sequence) // self._blocks.page_size) <= self._blocks.num_pages - len(pages)
 
     def _gives_way(self, sequence: Sequence) -> Sequence | None:
         """Who is preempted next for a sequence of a caller of whom none runs."""
@@ -164,9 +166,9 @@ class Batch:
                 first.setdefault(sequence.caller, sequence)
         return list(first.values())
 
-    def _knows(self, sequence: Sequence) -> bool:
-        """Whether it is known which pages of a waiting sequence are cached: others must not be preempted before."""
-        return self._blocks.knows(sequence, use_cache=not sequence.wants_prompt_logprobs)
+    def _has_pages(self, sequence: Sequence) -> bool:
+        """Whether there are pages for a waiting sequence, if it is known how many it needs."""
+        return self._blocks.fits(sequence, use_cache=not sequence.wants_prompt_logprobs)
 
     def _leave(self, sequence: Sequence) -> None:
         """Remove a sequence from the batch and free what it has there."""

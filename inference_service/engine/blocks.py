@@ -95,10 +95,6 @@ class BlockManager:
         """Whether this plan has refused a sequence because too many of its pages remain to be hashed."""
         return sequence in self._put_off
 
-    def knows(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
-        """Whether it is known which pages `admit` would find, or else hash some more of them."""
-        return self._hits(sequence, use_cache=use_cache) is not None
-
     def admit(self, sequence: Sequence, *, use_cache: bool = True) -> bool:
         """Allocate pages for all current tokens of the sequence, or do nothing and return False.
 

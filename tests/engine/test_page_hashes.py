@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import pytest
 
 from inference_service.engine import blocks as blocks_module
+from inference_service.engine import shares as shares_module
 from inference_service.engine.blocks import BlockManager, page_hash, root_hash
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.plan import Plan
@@ -19,6 +20,7 @@ from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence, choices_of
 from inference_service.engine_protocol.messages import (
     EngineRequest,
+    FinishReason,
     ImageSpan,
     Probe,
     SamplingParams,
@@ -259,15 +261,21 @@ def test_what_is_not_looked_for_is_not_put_off(hashed: list[bytes]) -> None:
     blocks = BlockManager(20_000, 1)
     cached(blocks, 8000)
     hashed.clear()
-    assert blocks.knows(Sequence(request(8000)), use_cache=False)
-    assert blocks.fits(Sequence(request(8000)), use_cache=False)
+    asked = Sequence(request(8000))
+    assert blocks.fits(asked, use_cache=False)
+    assert not blocks.puts_off(asked)
     assert not hashed
 
 
 class Engine:
-    """A scheduler with pages of one token; its steps sample the token 7."""
+    """A scheduler with pages of one token; its steps sample the token 7.
+
+    Attributes:
+        now_s: The time, which stands still.
+    """
 
     def __init__(self, *, pages: int, seqs: int = 8) -> None:
+        self.now_s = 0.0
         self.blocks = BlockManager(pages, 1)
         self.scheduler = Scheduler(
             self.blocks,
@@ -275,7 +283,7 @@ class Engine:
             max_model_len=pages,
             max_num_seqs=seqs,
             max_num_batched_tokens=64,
-            clock=lambda: 0.0,
+            clock=lambda: self.now_s,
         )
 
     def add(self, name: str, length: int, caller: str, salt: bytes = b"") -> Sequence:
@@ -325,3 +333,40 @@ def test_nobody_is_preempted_before_it_is_known_what_is_cached() -> None:
         put_off += 1
     assert put_off > 2
     assert engine.scheduler.counters.preemptions == 1
+
+
+def test_nobody_waits_for_a_late_one_that_is_put_off() -> None:
+    """All slots were taken by others, so that it was not looked at before it was late."""
+    engine = Engine(pages=12_000, seqs=2)
+    cached(engine.blocks, 8000, cache_salt=b"long")
+    answers = [engine.add(name, 10, name, name.encode()) for name in "xy"]
+    engine.step()
+    long = engine.add("long", 8000, "b", b"long")
+    engine.now_s = 2 * shares_module._PATIENCE_S
+    engine.step()
+    assert not long.page_hashes
+    for answer in answers:
+        engine.scheduler.finish(answer, FinishReason.STOP_TOKEN)
+    newcomer = engine.add("newcomer", 10, "c", b"new")
+    engine.step()
+    assert newcomer.num_answer_tokens
+    put_off = 1
+    while not long.pages:
+        engine.step()
+        put_off += 1
+    assert put_off > 2
+    assert newcomer.epoch == 0, "nobody gives way to it"
+
+
+def test_it_is_not_told_whether_there_would_be_room_before_it_is_known_what_is_cached() -> None:
+    engine = Engine(pages=12_000)
+    cached(engine.blocks, 8000, cache_salt=b"long")
+    engine.add("answer", 10, "a")
+    engine.step()
+    long = engine.add("long", 8000, "b", b"long")
+    told = []
+    for _ in plans(engine.blocks):
+        told.append(engine.scheduler._batch.may_fit(long))
+        if told[-1]:
+            break
+    assert len(told) > 3
