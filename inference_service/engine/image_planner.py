@@ -3,7 +3,8 @@
 Small images find room where a large one does not. So that they do not keep it out for ever, a sequence that cannot go
 on without an image comes before all others once it has been refused for too long: then these pin no further images,
 cached ones neither, as whoever sends the same small image again and again would keep its room. What they have pinned
-already is passed within some steps, because a sequence that cannot go on keeps no pins of images ahead.
+already is passed within some steps, because a sequence that cannot go on keeps no pins of images ahead. Nobody gives
+way to one that would not be computed even if it had its image, as the steps are full of the prompts of others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from inference_service.engine_protocol.messages import ImageSpan
 
 _PATIENCE_S: Final = 1.0
 """When a sequence has been refused its next image for so long, the sequences that are refused later give way."""
+_IDLE_PLANS: Final = 16
+"""A sequence that so many plans have not looked at is idle; a few may be full of a prompt of another caller."""
 
 
 @dataclass(slots=True)
@@ -30,10 +33,12 @@ class _Refusal:
     Attributes:
         since_s: When it was refused first.
         for_all: Whether others are in its way, not only images of its own caller.
+        plan: The number of the plan that has refused it last.
     """
 
     since_s: float
-    for_all: bool
+    for_all: bool = True
+    plan: int = 0
 
 
 class ImagePlanner:
@@ -52,12 +57,17 @@ class ImagePlanner:
         self._counters = counters
         self._clock = clock
         self._refused: dict[Sequence, _Refusal] = {}  # the first one first
+        self._newest: Plan | None = None
+        self._num_plans = 0  # those that look at any prompt
 
     def reach(self, plan: Plan, sequence: Sequence, end: int) -> int:
         """How far a sequence can be computed in this step: to `end`, or to an image that will not be encoded in time.
 
         The images before that are pinned, and planned for encoding if they are not cached.
         """
+        if plan is not self._newest:
+            self._newest = plan
+            self._num_plans += 1
         start = sequence.num_computed_tokens
         for image in sequence.images_between(start, end):
             if not self._ensure(plan, sequence, image):
@@ -113,18 +123,19 @@ class ImagePlanner:
         """Notes since when a sequence cannot go on, if it cannot; returns False."""
         start = sequence.num_computed_tokens
         if image.start <= start:
-            refusal = self._refused.setdefault(sequence, _Refusal(self._clock(), for_all))
-            refusal.for_all = for_all
+            refusal = self._refused.setdefault(sequence, _Refusal(self._clock()))
+            refusal.for_all, refusal.plan = for_all, self._num_plans
             # Pins of images behind this one, left from a plan that failed, would be in the way of all for ever.
             self.release(sequence, sequence.images_between(start, len(sequence)))
         return False
 
     def _comes_before(self, sequence: Sequence) -> _Refusal | None:
-        """The first one for which a sequence gives way, as it was refused earlier and for too long."""
+        """The first one for which a sequence gives way, as it was refused earlier and for too long, and still is."""
         for other, refusal in self._refused.items():
             if other is sequence or self._clock() - refusal.since_s < _PATIENCE_S:
                 return None
-            if refusal.for_all or other.caller == sequence.caller:
+            is_idle = self._num_plans - refusal.plan >= _IDLE_PLANS
+            if not is_idle and (refusal.for_all or other.caller == sequence.caller):
                 return refusal
         return None
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
 from inference_service.engine.image_planner import _PATIENCE_S
+from inference_service.engine.pace import Pace
 from tests.support.engine_load import STEP_S, Load, request
 
 
@@ -135,3 +138,36 @@ def test_who_cannot_go_on_keeps_no_images_ahead() -> None:
     load.encodes = True
     assert load.steps_until_first_token(late, 3 * BOUND) <= BOUND
     assert load.steps_until_first_token(two, 3 * BOUND) <= BOUND
+
+
+def test_nobody_gives_way_to_an_image_of_a_prompt_that_is_not_looked_at() -> None:
+    """Its caller has had much, and the text of others fills the steps."""
+    load = Load(budget=BUDGET, encoder_tokens=CAPACITY, max_model_len=4096, pages=8192)
+    load.add(request("others", 5, answer=3000))
+    heavy = [load.add(request("heavy", 4000)) for _ in range(2)]
+    while not all(one.finish_reason for one in heavy):
+        load.step()
+    load.add(request("small", 5, images=(100,)))
+    load.step()
+    refused = load.add(request("heavy", 0, images=(1000,)))
+    load.step()
+    load.keep(4, lambda: request("others", 1500))
+    for _ in range(PATIENCE + 5):
+        load.step()
+    newcomer = load.add(request("newcomer", 5, images=(50,)))
+    assert load.steps_until_first_token(newcomer, BOUND) <= 10
+    assert refused.num_computed_tokens == 0
+    assert load.steps_until_first_token(refused, 2000) < 1000, "when others have had as much"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_others_give_way_to_an_image_between_its_turns_too(count: int) -> None:
+    """Prompts of another caller fill a few steps, and short ones of its own every other one."""
+    pace = SimpleNamespace(tokens_beside=lambda *_, **__: BUDGET)
+    load = Load(budget=BUDGET, encoder_tokens=CAPACITY, pace=cast(Pace, pace))
+    load.keep(count, lambda: request("a", 5, images=(81,)))
+    load.keep(2, lambda: request("late", 2 * BUDGET))
+    for _ in range(10):
+        load.step()
+    late = load.add(request("late", 0, images=(956,)))
+    assert load.steps_until_first_token(late, 3 * BOUND) <= BOUND

@@ -19,8 +19,8 @@ PREFILL = WINDOW // BUDGET + 1
 LARGE = WINDOW - 40
 
 
-def make(**fields: int) -> Load:
-    return Load(budget=BUDGET, **({"pages": PAGES, "max_model_len": WINDOW} | fields))
+def make(*, pages: int = PAGES, seqs: int = 64) -> Load:
+    return Load(budget=BUDGET, pages=pages, max_model_len=WINDOW, seqs=seqs)
 
 
 def tail(load: Load, sequence: Sequence, limit: int) -> int:

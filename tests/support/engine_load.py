@@ -10,6 +10,7 @@ import itertools
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
+from inference_service.engine.pace import Pace
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
@@ -72,6 +73,7 @@ class Load:
         encoder_tokens: int = 1024,
         max_model_len: int = 2048,
         seqs: int = 64,
+        pace: Pace | None = None,
     ) -> None:
         self.now_s = 0.0
         self.num_ended = 0
@@ -83,6 +85,7 @@ class Load:
             max_model_len=max_model_len,
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
+            pace=pace,
             clock=lambda: self.now_s,
         )
         self._budget = budget
