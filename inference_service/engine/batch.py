@@ -9,7 +9,7 @@ overtaken its sequence are preempted, see `shares`, and then the newest sequence
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 from inference_service.engine.blocks import BlockManager
@@ -108,25 +108,28 @@ class Batch:
         else:
             self.waiting.remove(sequence)
 
-    def make_room(self) -> None:
-        """Preempt sequences for callers of whom none runs, one sequence for each; others keep what `may_fit` tells."""
-        running = self.running_by_caller
-        for late in overdue(self.waiting, running, self._clock()):
-            if late.late_since is None:
-                late.late_since = self._num_admitted
-        for sequence in self._first_waiting(running):
+    def make_room(self) -> Sequence | None:
+        """Preempt sequences for callers of whom none runs, one sequence for each; others keep what `may_fit` tells.
+
+        Returns:
+            Of the late sequences that can have their room the one that has waited longest.
+        """
+        first = self._first_waiting()
+        late = overdue(first, (), self._clock())
+        for one in late:
+            if one.late_since is None:
+                one.late_since = self._num_admitted
+        fitting = set()
+        for sequence in first:
             if not self.may_fit(sequence):
                 continue
+            fitting.add(sequence)
             while not self.fits(sequence):
-                one = self._gives_way(sequence)
-                if one is None:
+                gives_way = self._gives_way(sequence)
+                if gives_way is None:
                     break
-                self.preempt(one)
-
-    def first_late(self) -> Sequence | None:
-        """Of the late sequences that can have their room the one that has waited longest."""
-        late = overdue(self.waiting, self.running_by_caller, self._clock())
-        return next((one for one in late if self.may_fit(one)), None)
+                self.preempt(gives_way)
+        return next((one for one in late if one in fitting), None)
 
     def may_fit(self, sequence: Sequence) -> bool:
         """Whether there is room for a waiting sequence, or would be if all left that may be preempted for it.
@@ -144,8 +147,8 @@ class Batch:
             return True
         if self._blocks.puts_off(sequence):
             return False
-        pages = {page for one in kept.values() for page in one.pages}
-        return -(-len(sequence) // self._blocks.page_size) <= self._blocks.num_pages - len(pages)
+        needed = -(-len(sequence) // self._blocks.page_size)
+        return needed <= self._blocks.num_beside(kept.values())
 
     def _gives_way(self, sequence: Sequence) -> Sequence | None:
         """Who is preempted next for a sequence of a caller of whom none runs."""
@@ -156,10 +159,9 @@ class Batch:
         greedy, count = max(self.running_by_caller.items(), key=lambda item: item[1])
         return next(one for one in newest_first if one.caller == greedy) if count > 1 else None
 
-    def _first_waiting(self, running: Mapping[str, int]) -> list[Sequence]:
-        """The first waiting sequence of each caller of whom none runs; nothing if none runs at all."""
-        if not running:
-            return []
+    def _first_waiting(self) -> list[Sequence]:
+        """The first waiting sequence of each caller of whom none runs."""
+        running = self.running_by_caller
         first: dict[str, Sequence] = {}
         for sequence in self.waiting:
             if sequence.caller not in running:

@@ -112,6 +112,7 @@ class BlockManager:
             self._cached.pop(page, None)
             self._references[page] += 1
         sequence.pages = hits + [self._take() for _ in range(fresh)]
+        sequence.page_bits = self._bits(sequence.pages)
         sequence.num_computed_tokens = len(hits) * self.page_size
         sequence.num_published_pages = len(hits)
         return True
@@ -127,7 +128,15 @@ class BlockManager:
             if not self.num_available:
                 return False
             sequence.pages.append(self._take())
+            sequence.page_bits |= 1 << sequence.pages[-1]
         return True
+
+    def num_beside(self, sequences: Iterable[Sequence]) -> int:
+        """Number of pages that none of some sequences has; takes no look at each page."""
+        bits = 0
+        for sequence in sequences:
+            bits |= sequence.page_bits
+        return self.num_pages - bits.bit_count()
 
     def publish(self, sequence: Sequence, num_tokens: int) -> None:
         """Add the full pages of the sequence's first `num_tokens` tokens, known and computed, to the prefix cache."""
@@ -156,6 +165,7 @@ class BlockManager:
                 else:
                     self._free.append(page)
         sequence.pages = []
+        sequence.page_bits = 0
         sequence.num_computed_tokens = 0
         sequence.num_published_pages = 0
 
@@ -244,6 +254,13 @@ class BlockManager:
                 self._evicted.popitem(last=False)
         self._references[page] = 1
         return page
+
+    def _bits(self, pages: Iterable[int]) -> int:
+        """An integer with the bits of some pages set."""
+        bits = bytearray(-(-self.num_pages // 8))
+        for page in pages:
+            bits[page // 8] |= 1 << page % 8
+        return int.from_bytes(bits, "little")
 
     def _pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)

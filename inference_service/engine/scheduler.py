@@ -112,7 +112,7 @@ class Scheduler:
         plan = Plan(self.max_num_batched_tokens, self.max_num_batched_tokens)
         self._shares.begin_plan()
         self._blocks.begin_plan()
-        self._batch.make_room()
+        late = self._batch.make_room()
         preemptions = self.counters.preemptions
         self._schedule_decodes(plan)
         plan.num_decodes = len(plan.chunks)
@@ -124,7 +124,10 @@ class Scheduler:
             beside = self._pace.tokens_beside(plan.num_decodes, encoding=encoding)
             plan.tokens_left = min(plan.tokens_left, beside)
         # After a preemption, a new sequence would be preempted next.
-        self._schedule_prompts(plan, admitting=self.counters.preemptions == preemptions)
+        admitting = self.counters.preemptions == preemptions
+        if late is not None and admitting:
+            admitting = self._batch.admit(late)
+        self._schedule_prompts(plan, admitting=admitting)
         return plan
 
     def launched(self, chunks: Iterable[Chunk]) -> None:
@@ -241,9 +244,6 @@ class Scheduler:
         """
         batch = self._batch
         running = batch.running_by_caller
-        late = batch.first_late() if admitting else None
-        if late is not None and (admitting := batch.admit(late)):
-            running[late.caller] += 1
         prompts = self._prompts_by_caller(plan, admitting=admitting)
         in_progress = sum(mine.num_left for mine in prompts.values())
         kept = min(-(-plan.tokens_left // 2), in_progress)

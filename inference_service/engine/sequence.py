@@ -41,6 +41,7 @@ class Sequence:
             launched steps have run.
         num_pending: Number of tokens that launched steps sample, and that are not known before these are collected.
         pages: KV pages in order; page i holds tokens i*page_size and on.
+        page_bits: The same pages as the bits of an integer, so that those of many sequences are counted at once.
         page_hashes: Hash chain over the full pages, as far as computed.
         prompt_hashes: The same for the pages of the request's prompt, which all of its choices share.
         num_published_pages: Number of leading pages added to the prefix cache.
@@ -69,6 +70,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_pending: int = 0
     pages: list[int] = field(default_factory=list)
+    page_bits: int = 0
     page_hashes: list[bytes] = field(default_factory=list)
     prompt_hashes: list[bytes] = field(default_factory=list)
     num_published_pages: int = 0

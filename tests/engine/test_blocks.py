@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from inference_service.engine.blocks import BlockManager, page_hash, root_hash
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
@@ -176,6 +179,25 @@ def test_twins_keep_their_own_pages() -> None:
     blocks.release(two)
     assert (blocks.num_used, blocks.num_cached) == (0, 1)
     assert hits(blocks, sequence(1, 2, 3)) == 2
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(1, 12)), max_size=20))
+def test_pages_beside_sequences_are_counted(changes: list[tuple[bool, int, int]]) -> None:
+    """Each change ends a sequence, or adds an answer to one; a prompt has a few tokens of one or the other text."""
+    blocks = BlockManager(19, 2)
+    running: list[Sequence] = []
+    for ends, which, length in changes:
+        if ends and which < len(running):
+            blocks.release(running.pop(which))
+        elif which < len(running):
+            running[which].token_ids.append(5)
+            blocks.grow(running[which])
+        elif blocks.admit(one := sequence(*range(which, which + length))):
+            compute(blocks, one)
+            running.append(one)
+        for kept in (running, running[::2], running[:1], []):
+            pages = {page for one in kept for page in one.pages}
+            assert blocks.num_beside(kept) == 19 - len(pages)
 
 
 def test_without_caching_nothing_is_kept() -> None:

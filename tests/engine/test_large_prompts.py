@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from unittest.mock import Mock
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
+from inference_service.engine import batch
 from inference_service.engine.sequence import Sequence
-from inference_service.engine.shares import _PATIENCE_S
+from inference_service.engine.shares import _PATIENCE_S, overtakes
 from tests.support.engine_load import PAGE_TOKENS, STEP_S, Load, request
 
 
@@ -141,6 +145,44 @@ def test_slots_go_to_those_who_have_waited_too_long() -> None:
     for number in range(9):
         load.add(request(f"new {number}", 20, answer=1000))
     assert load.steps_until_first_token(late, 5 * PATIENCE) <= 2 * PATIENCE + 3
+
+
+class Counted(list[int]):
+    """Pages that count how often one of them is looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for page in super().__iter__():
+            type(self).looks += 1
+            yield page
+
+
+@pytest.mark.parametrize("slots", [40, 32], ids=["no pages", "no slots"])
+def test_a_plan_looks_at_little_for_those_that_are_late(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cannot have their room beside the oldest sequence of each caller, and each of them is looked at."""
+    running, late = 32, 16
+    load = make(pages=10 * running + PAGES // 2, seqs=slots)
+    for number in range(running):
+        load.add(request(f"old {number}", 9 * PAGE_TOKENS, answer=2000))
+    while sum(one.is_decoding for one in load.scheduler.running) < running:
+        load.step()
+    for number in range(late):
+        load.add(request(f"late {number}", LARGE))
+    load.now_s += _PATIENCE_S + 1
+    load.step()
+    for one in load.scheduler.running:
+        one.pages = Counted(one.pages)
+    monkeypatch.setattr(Counted, "looks", 0)
+    compare = Mock(wraps=overtakes)
+    monkeypatch.setattr(batch, "overtakes", compare)
+    load.scheduler.schedule()
+    assert (len(load.scheduler.running), len(load.scheduler.waiting)) == (running, late)
+    assert all(one.late_since is not None for one in load.scheduler.waiting)
+    assert Counted.looks == 0
+    assert compare.call_count <= 2 * running * late
 
 
 sizes = st.sampled_from([10, 100, 800, 2000, LARGE]) | st.integers(1, LARGE)
