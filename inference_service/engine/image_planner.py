@@ -3,8 +3,9 @@
 Small images find room where a large one does not. So that they do not keep it out for ever, a sequence that cannot go
 on without an image comes before all others once it has been refused for too long: then these pin no further images,
 cached ones neither, as whoever sends the same small image again and again would keep its room. What they have pinned
-already is passed within some steps, because a sequence that cannot go on keeps no pins of images ahead. Nobody gives
-way to one that would not be computed even if it had its image, as the steps are full of the prompts of others.
+already is passed within some steps, because a sequence that cannot go on keeps no pins of images ahead. A sequence
+that is not looked at, as the steps are full of the prompts of others, holds back nobody: it does not come before others
+then, and gives its room to who does.
 """
 
 from __future__ import annotations
@@ -33,12 +34,10 @@ class _Refusal:
     Attributes:
         since_s: When it was refused first.
         for_all: Whether others are in its way, not only images of its own caller.
-        plan: The number of the plan that has refused it last.
     """
 
     since_s: float
-    for_all: bool = True
-    plan: int = 0
+    for_all: bool
 
 
 class ImagePlanner:
@@ -57,6 +56,7 @@ class ImagePlanner:
         self._counters = counters
         self._clock = clock
         self._refused: dict[Sequence, _Refusal] = {}  # the first one first
+        self._looked_at: dict[Sequence, int] = {}  # if it has images: the number of the last plan
         self._newest: Plan | None = None
         self._num_plans = 0  # those that look at any prompt
 
@@ -68,6 +68,8 @@ class ImagePlanner:
         if plan is not self._newest:
             self._newest = plan
             self._num_plans += 1
+        if sequence.request.images:
+            self._looked_at[sequence] = self._num_plans
         start = sequence.num_computed_tokens
         for image in sequence.images_between(start, end):
             if not self._ensure(plan, sequence, image):
@@ -82,6 +84,7 @@ class ImagePlanner:
     def leave(self, sequence: Sequence) -> None:
         """Forgets a sequence that leaves the batch."""
         self._refused.pop(sequence, None)
+        self._looked_at.pop(sequence, None)
         self.release(sequence, sequence.request.images)
 
     def _ensure(self, plan: Plan, sequence: Sequence, image: ImageSpan) -> bool:
@@ -113,6 +116,9 @@ class ImagePlanner:
             return self._refuse(sequence, image, for_all=False)
         reason = "evicted" if self._cache.was_evicted(image.key) else "new"
         if not self._cache.reserve(image.key, image.num_tokens, sequence.caller):
+            refusal = self._refused.get(sequence)
+            if refusal is not None and self._clock() - refusal.since_s >= _PATIENCE_S:
+                self._unpin_idle()
             return self._refuse(sequence, image, for_all=True)
         self._counters.encoder_misses[reason] += 1
         plan.encoder_tokens_left -= image.num_tokens
@@ -123,21 +129,32 @@ class ImagePlanner:
         """Notes since when a sequence cannot go on, if it cannot; returns False."""
         start = sequence.num_computed_tokens
         if image.start <= start:
-            refusal = self._refused.setdefault(sequence, _Refusal(self._clock()))
-            refusal.for_all, refusal.plan = for_all, self._num_plans
+            refusal = self._refused.setdefault(sequence, _Refusal(self._clock(), for_all))
+            refusal.for_all = for_all
             # Pins of images behind this one, left from a plan that failed, would be in the way of all for ever.
             self.release(sequence, sequence.images_between(start, len(sequence)))
         return False
 
     def _comes_before(self, sequence: Sequence) -> _Refusal | None:
-        """The first one for which a sequence gives way, as it was refused earlier and for too long, and still is."""
+        """The first one for which a sequence gives way: refused earlier and for too long, and not idle."""
         for other, refusal in self._refused.items():
             if other is sequence or self._clock() - refusal.since_s < _PATIENCE_S:
                 return None
-            is_idle = self._num_plans - refusal.plan >= _IDLE_PLANS
-            if not is_idle and (refusal.for_all or other.caller == sequence.caller):
+            if not self._is_idle(other) and (refusal.for_all or other.caller == sequence.caller):
                 return refusal
         return None
+
+    def _is_idle(self, sequence: Sequence) -> bool:
+        """Whether the last plans have not looked at a sequence with images."""
+        return self._num_plans - self._looked_at[sequence] >= _IDLE_PLANS
+
+    def _unpin_idle(self) -> None:
+        """Unpins the embeddings of idle sequences, which may have to be encoded again."""
+        for sequence in filter(self._is_idle, self._looked_at):
+            ahead = sequence.images_between(sequence.num_computed_tokens, len(sequence))
+            # What is being encoded would be given up.
+            encoded = (image for image in ahead if self._cache.get(image.key) is not None)
+            self.release(sequence, encoded)
 
     def _encodes_enough(self, caller: str, image: ImageSpan) -> bool:
         """Whether images of a caller wait for the encoder that fill, with this one, more than half of its cache."""

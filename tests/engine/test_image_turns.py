@@ -140,13 +140,19 @@ def test_who_cannot_go_on_keeps_no_images_ahead() -> None:
     assert load.steps_until_first_token(two, 3 * BOUND) <= BOUND
 
 
-def test_nobody_gives_way_to_an_image_of_a_prompt_that_is_not_looked_at() -> None:
-    """Its caller has had much, and the text of others fills the steps."""
+def busy() -> Load:
+    """One caller has had much, another one is there and has had little."""
     load = Load(budget=BUDGET, encoder_tokens=CAPACITY, max_model_len=4096, pages=8192)
     load.add(request("others", 5, answer=3000))
     heavy = [load.add(request("heavy", 4000)) for _ in range(2)]
     while not all(one.finish_reason for one in heavy):
         load.step()
+    return load
+
+
+def test_nobody_gives_way_to_an_image_of_a_prompt_that_is_not_looked_at() -> None:
+    """Its caller has had much, and the text of others fills the steps."""
+    load = busy()
     load.add(request("small", 5, images=(100,)))
     load.step()
     refused = load.add(request("heavy", 0, images=(1000,)))
@@ -158,6 +164,22 @@ def test_nobody_gives_way_to_an_image_of_a_prompt_that_is_not_looked_at() -> Non
     assert load.steps_until_first_token(newcomer, BOUND) <= 10
     assert refused.num_computed_tokens == 0
     assert load.steps_until_first_token(refused, 2000) < 1000, "when others have had as much"
+
+
+def test_the_images_of_a_prompt_that_is_not_looked_at_keep_nobody_waiting() -> None:
+    """Neither the large one that they keep out, nor the small ones that give way to that one."""
+    load = busy()
+    idle = load.add(request("heavy", 0, images=(500,)))
+    load.step()
+    load.keep(4, lambda: request("others", 1500))
+    large = load.add(request("large", 0, images=(600,)))
+    for _ in range(PATIENCE + 5):
+        load.step()
+    small = load.add(request("small", 5, images=(50,)))
+    assert load.steps_until_first_token(small, BOUND) <= 10
+    assert load.steps_until_first_token(large, BOUND) <= 2 * 600 // BUDGET + 10
+    assert idle.num_computed_tokens == 0
+    assert load.steps_until_first_token(idle, 2000) < 1000, "when others have had as much"
 
 
 @pytest.mark.parametrize("count", [1, 3])
