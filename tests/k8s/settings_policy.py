@@ -38,6 +38,8 @@ COLLECTOR = Endpoint(
 STRANGER = Endpoint({"any": "pod"}, namespace="any")
 ADAPTER_FACTOR = 4
 """The memory of a request to the adapter, as a multiple of its body."""
+MIN_ANSWERS_MIB = 192
+"""The room for unsent answers is as large as that for messages, and at least so large."""
 
 
 def variables(manifests: Manifests) -> Iterator[str]:
@@ -151,6 +153,7 @@ def budgets(manifests: Manifests) -> Iterator[str]:
         else:
             mib = (
                 values.message_budget_mib
+                + max(values.message_budget_mib, MIN_ANSWERS_MIB)
                 + values.media_buffer_mib
                 + values.pixel_budget_mib
                 + values.media_workers * values.decode_memory_mib
