@@ -262,7 +262,7 @@ class ServiceSettings(FlagSettings):
     message_budget_mib: Positive = Field(
         256,
         description="maximum size of the request messages in memory, in MiB; an incomplete one counts 32; and as much"
-        " again of unsent answers, each counted twice (at least 129)",
+        " again of unsent answers, each counted twice (at least 192)",
     )
     history_window: Positive | None = Field(
         None,

@@ -6,7 +6,9 @@ key, if one is needed; then those without a running call, whose last one is the 
 caller that has more than its share. gRPC takes that for the client's leaving, and clients connect again with their next
 call.
 
-So ends, too, the connection of a client that does not read its answers: they stay in memory as long as it is open.
+So end, too, connections of clients that do not read their answers, as these stay in memory as long as they are open:
+when all together are too many, those of the caller with the most. One alone is never closed for a few small answers: an
+adapter's clients may pause.
 """
 
 from __future__ import annotations
@@ -29,11 +31,10 @@ from urllib.parse import unquote
 MAX_WAITING: Final = 256
 """Refused calls that wait over a shared connection, of whose 1,024 streams each takes one."""
 
-MAX_UNREAD_BYTES: Final = 2**20
-"""Of answers that were not read in time, in memory as long as their connection is open."""
+_UNREAD_CALL_BYTES: Final = 2**13
+"""What a call whose answer was not read counts beside the answer. It takes some 28 KiB, but an adapter may have
+hundreds whose clients pause."""
 
-_UNKNOWN_TIMES: Final = 64
-"""So much more over a connection of callers that nothing tells apart: they may be many."""
 _CHECK_EVERY_S: Final = 0.25
 _DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -49,30 +50,30 @@ class _Use:
         running: Their number.
         last_s: When the last one began or ended.
         is_shared: Whether calls of several callers may come over it, as those of an adapter do.
-        is_of_several: Whether calls of several callers have come over it.
     """
 
     caller: str
     running: int = 0
     last_s: float = field(default_factory=time.monotonic)
     is_shared: bool = False
-    is_of_several: bool = False
 
 
 class Connections:
     """The connections of the addresses of this process, and what they are used for. Belongs to one event loop."""
 
-    def __init__(self, maximum: int) -> None:
+    def __init__(self, maximum: int, max_unread_bytes: int) -> None:
         """Knows no connection.
 
         Args:
             maximum: So many of one address stay open.
+            max_unread_bytes: Maximum of all answers that were not read in time.
         """
         self._maximum = maximum
+        self._max_unread_bytes = max_unread_bytes
         self._uses: dict[str, _Use] = {}
         self._waiting: Counter[str] = Counter()  # refused calls, by connection
         self._seen: dict[str, float] = {}  # since when connections without a call are known
-        self._unread: Counter[str] = Counter()  # bytes, by connection
+        self._unread: Counter[tuple[str, str]] = Counter()  # bytes, by caller and connection
 
     @contextlib.contextmanager
     def used(self, peer: str, caller: str | None = None) -> Iterator[None]:
@@ -85,8 +86,7 @@ class Connections:
         address = _address(peer)
         host = host_of(peer)
         use = self._uses.setdefault(address, _Use(caller or host))
-        use.is_of_several |= caller is not None and caller != use.caller
-        use.is_shared |= caller is None or use.is_of_several
+        use.is_shared |= caller is None or caller != use.caller
         use.caller = caller or host
         use.running += 1
         try:
@@ -119,17 +119,27 @@ class Connections:
             if not self._waiting[address]:
                 del self._waiting[address]
 
-    def unread(self, peer: str, num_bytes: int) -> None:
-        """Notes answers that a client did not read in time; a connection with many is closed, unless several share it.
+    def unread(
+        self, peer: str, caller: str | None, num_bytes: int, writing: asyncio.Future[None]
+    ) -> None:
+        """Notes an answer that a client did not read in time.
 
         Args:
             peer: The connection, as gRPC writes it.
-            num_bytes: What they take in memory; negative when that is free again.
+            caller: Who called; None = callers are told apart by their hosts.
+            num_bytes: The size of the answer.
+            writing: Ends when it is in memory no longer.
         """
-        address = _address(peer)
-        self._unread[address] += num_bytes
-        if self._unread[address] <= 0:
-            del self._unread[address]
+        key = caller or host_of(peer), _address(peer)
+        held_bytes = num_bytes + _UNREAD_CALL_BYTES
+        self._unread[key] += held_bytes
+
+        def gone(_: object) -> None:
+            self._unread[key] -= held_bytes
+            if not self._unread[key]:
+                del self._unread[key]
+
+        writing.add_done_callback(gone)
 
     def is_used(self, peer: str) -> bool:
         """Whether a call has come over a connection, as gRPC writes it."""
@@ -146,22 +156,33 @@ class Connections:
         while True:
             await asyncio.sleep(_CHECK_EVERY_S)
             wanted = frozenset(ports.values())
-            if stuck := self._stuck():
+            if addresses := self._with_most_unread():
                 found = await asyncio.to_thread(_list, wanted)
-                unread = frozenset(one for one in found if one.peer in stuck)
+                unread = frozenset(one for one in found if one.peer in addresses)
                 await _close_all(wanted, unread, "closed connections with unread answers")
             if max(len(list(_DESCRIPTORS.iterdir())), len(self._uses)) > self._maximum:
                 surplus = self._surplus(await asyncio.to_thread(_list, wanted))
                 await _close_all(wanted, surplus, "closed idle connections")
 
-    def _stuck(self) -> set[str]:
-        """The connections whose unread answers take too much memory, and which are of one caller."""
-        found = set()
-        for address, num_bytes in self._unread.items():
-            use = self._uses.get(address)
-            times = _UNKNOWN_TIMES if use is not None and use.is_shared else 1
-            if num_bytes > times * MAX_UNREAD_BYTES and not (use and use.is_of_several):
-                found.add(address)
+    def _with_most_unread(self) -> set[str]:
+        """The addresses to close so that unread answers are not too many.
+
+        They are the same ones again as long as gRPC has not let go of what they held, and none beyond.
+        """
+        surplus = self._unread.total() - self._max_unread_bytes
+        if surplus <= 0:
+            return set()
+        of_caller: Counter[str] = Counter()
+        of_address: Counter[str] = Counter()
+        for (caller, address), num_bytes in self._unread.items():
+            of_caller[caller] += num_bytes
+            of_address[address] += num_bytes
+        found: set[str] = set()
+        most = sorted(self._unread.items(), key=lambda one: (of_caller[one[0][0]], one[1]))
+        while surplus > 0:
+            (_, address), _ = most.pop()
+            surplus -= 0 if address in found else of_address[address]
+            found.add(address)
         return found
 
     def _surplus(self, connections: list[_Connection]) -> frozenset[_Connection]:

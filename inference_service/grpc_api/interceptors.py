@@ -126,7 +126,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         # another by another connection.
         caller = call.caller if self._keys is not None else context.peer()
         caller = host_of(context.peer()) if is_open else caller
-        unread = partial(self._connections.unread, context.peer())
+        key = call.caller if self._keys is not None and not is_open else None
+        unread = partial(self._connections.unread, context.peer(), key)
         wire = Wire(context, caller, limits, None if endless else call.deadline, unread)
         enter_wire(wire)
 
@@ -135,7 +136,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 await answer()
                 return
             await self._check_key(context)
-            key = call.caller if self._keys is not None else None
             with self._connections.used(context.peer(), key):
                 await answer()
 

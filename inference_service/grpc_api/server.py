@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 import logging
 from pathlib import Path
 import signal
@@ -16,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_service.backend.base import Backend, BackendStartError, BackendState
 from inference_service.grpc_api.admin_service import AdminServicer, Drain
-from inference_service.grpc_api.answer_budget import AnswerBudget
+from inference_service.grpc_api.answer_budget import COPIES, AnswerBudget
 from inference_service.grpc_api.backend_metrics import open_metrics
 from inference_service.grpc_api.call_metrics import MetricsInterceptor
 from inference_service.grpc_api.channelz import add_channelz
@@ -28,7 +27,7 @@ from inference_service.grpc_api.fair_room import Line
 from inference_service.grpc_api.health import Health
 from inference_service.grpc_api.interceptors import CallInterceptor
 from inference_service.grpc_api.load_report import LoadReports
-from inference_service.grpc_api.message_budget import MessageBudget
+from inference_service.grpc_api.message_budget import MessageBudget, Patience
 from inference_service.grpc_api.model_service import ModelServicer
 from inference_service.grpc_api.reflection import add_reflection
 from inference_service.grpc_api.tokenize_service import TokenizeServicer
@@ -80,6 +79,8 @@ _OPEN_ANSWERS_BYTES = 2**24
 _OPEN_TIMEOUT_S = 5.0
 _WAIT_FOR_ROOM_S = 10.0
 _PATIENCE_S = 1.0
+_UNREAD_PART = 4
+"""This part of the room for answers may be held by those that were not read in time."""
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A second server on the port must fail, not share it.
@@ -121,10 +122,13 @@ class Front:
         self._ended = asyncio.Event()
         path = settings.api_key_file
         self._keys = KeyFile(Path(path)) if path else None
-        self._max_connections = _max_connections()
-        self._connections = Connections(self._max_connections * 3 // 4)
-        self._health = Health(_SERVICES, self._connections.is_used)
         self._limits = _limits(settings, self._keys)
+        self._max_connections = _max_connections()
+        self._connections = Connections(
+            self._max_connections * 3 // 4,
+            self._limits.answers.limit_bytes // (_UNREAD_PART * COPIES),
+        )
+        self._health = Health(_SERVICES, self._connections.is_used)
         self._load = LoadReports(backend).end
         self._watch: asyncio.Task[None] | None = None
         self._metrics: MetricsServer | None = None
@@ -288,20 +292,22 @@ def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
 def _limits(settings: ServiceSettings, keys: KeyFile | None) -> WireLimits:
     """One for all servers of the process: they share the room for messages."""
     budget_bytes = settings.message_budget_mib * 2**20
-    line = Line(
-        max_waiting=settings.max_queue,
-        wait_s=_WAIT_FOR_ROOM_S,
-        # Without keys, a caller is a connection, of which anyone may have many.
-        patience_alone_s=_PATIENCE_S if keys is None else _WAIT_FOR_ROOM_S / 2,
-        patience_s=_PATIENCE_S,
-    )
+    # Without keys, a caller is a connection, of which anyone may have many.
+    alone_s = _PATIENCE_S if keys is None else _WAIT_FOR_ROOM_S / 2
     messages = MessageBudget(
-        budget_bytes, line, max_message_bytes=MAX_MESSAGE_BYTES, setting="--message-budget-mib"
+        budget_bytes,
+        Line(max_waiting=settings.max_queue, wait_s=_WAIT_FOR_ROOM_S),
+        Patience(one_s=_PATIENCE_S, alone_s=alone_s),
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        setting="--message-budget-mib",
     )
-    # A reader may be slow for other reasons than a sender.
-    line = replace(line, patience_s=_WAIT_FOR_ROOM_S / 2, patience_alone_s=_WAIT_FOR_ROOM_S / 2)
+    # By then those that fill the room are sent, or their time for that is over.
+    wait_s = settings.send_timeout_s + _WAIT_FOR_ROOM_S
     answers = AnswerBudget(
-        budget_bytes, line, max_message_bytes=MAX_MESSAGE_BYTES, setting="--message-budget-mib"
+        budget_bytes,
+        Line(max_waiting=settings.max_queue, wait_s=wait_s),
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        setting="--message-budget-mib",
     )
     return WireLimits(
         messages=messages,
@@ -313,9 +319,12 @@ def _limits(settings: ServiceSettings, keys: KeyFile | None) -> WireLimits:
 
 def _open_limits(settings: ServiceSettings, max_bytes: int) -> WireLimits:
     """Of health checks of one server: those of strangers take no room of a probe of another address."""
-    line = Line(max_waiting=64, wait_s=_OPEN_TIMEOUT_S, patience_s=0.1, patience_alone_s=0.1)
+    line = Line(max_waiting=64, wait_s=_OPEN_TIMEOUT_S)
     messages = MessageBudget(
-        _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES, line, max_message_bytes=max_bytes
+        _OPEN_BUDGET_MESSAGES * MAX_MESSAGE_BYTES,
+        line,
+        Patience(one_s=0.1, alone_s=0.1),
+        max_message_bytes=max_bytes,
     )
     return WireLimits(
         messages=messages,

@@ -17,7 +17,7 @@ from inference_service.grpc_api.answer_budget import AnswerBudget
 from inference_service.grpc_api.call_context import Context
 from inference_service.grpc_api.fair_room import Claim
 from inference_service.grpc_api.load_report import LOAD_KEY
-from inference_service.grpc_api.message_budget import MessageBudget
+from inference_service.grpc_api.message_budget import MessageBudget, MessageClaim
 from inference_service.process_memory import freed
 
 
@@ -50,7 +50,7 @@ class Wire:
         caller: Who calls, for a fair share of the room for messages.
         limits: Limits on each message.
         deadline: End of the call as `time.monotonic()`; None = only its messages are limited in time.
-        unread: Is told how many bytes the client has not read in time; and, negative, that they are gone.
+        unread: Is told the size of a message that the client has not read in time, and what ends when it is gone.
 
     Attributes:
         load: Makes the report of the load, told whether the service failed to answer; None = the call reports none.
@@ -62,7 +62,7 @@ class Wire:
         caller: str,
         limits: WireLimits,
         deadline: float | None,
-        unread: Callable[[int], None] = lambda _: None,
+        unread: Callable[[int, asyncio.Future[None]], None] = lambda *_: None,
     ) -> None:
         self._context = context
         self._caller = caller
@@ -70,7 +70,7 @@ class Wire:
         self._deadline = deadline
         self._unread = unread
         self.load: Callable[[bool], bytes] | None = None
-        self._claim: Claim | None = None
+        self._claim: MessageClaim | None = None
         self._answer: Claim | None = None
 
     async def read(self) -> bytes | None:
@@ -101,50 +101,46 @@ class Wire:
         """Waits for room for an answer of about so many bytes, before it is made.
 
         Raises:
-            DeadlineError: The client's earlier answers take the room that it may have.
+            DeadlineError: The caller's other answers take the room that it may have.
             QueueFullError: There is no room.
         """
         self._leave_answer()
-        self._answer = await self._room(num_bytes, self._limits.receive_timeout_s, is_made=False)
+        self._answer = await self._room(num_bytes, is_made=False)
 
     async def write(self, message: bytes) -> None:
         """Sends a message and waits until the client has taken it or has room for it.
 
         Raises:
-            DeadlineError: It did not in time.
-            QueueFullError: There is no room for it.
+            DeadlineError: It did not in time, or the caller's other answers take the room that it may have.
+            QueueFullError: There is no room for it, and it is not tiny.
         """
-        until = time.monotonic() + self._at_most(self._limits.send_timeout_s)
         answers = self._limits.answers
         claim, self._answer = self._answer, None
         claim = claim or answers.try_reserve(self._caller, len(message))
-        claim = claim or await self._room(len(message), until - time.monotonic(), is_made=True)
+        claim = claim or await self._room(len(message), is_made=True)
+        timeout_s = self._at_most(self._limits.send_timeout_s)
         try:
-            writing = await answers.send(
-                claim, message, self._context.write, max(0.0, until - time.monotonic())
-            )
+            writing = await answers.send(claim, message, self._context.write, timeout_s)
         except (
             grpc.aio.InternalError
         ):  # the connection is lost, which gRPC tells by a cancellation a little later
             raise asyncio.CancelledError from None
         if writing is not None:
-            unread, num_bytes = self._unread, claim.num_bytes
-            unread(num_bytes)
-            writing.add_done_callback(lambda _: unread(-num_bytes))
-            raise self._not_read()
+            self._unread(len(message), writing)
+            raise DeadlineError(
+                f"The client did not read its answer for {self._limits.send_timeout_s:g} s (--send-timeout-s), or not"
+                " before its deadline."
+            )
 
-    async def _room(self, num_bytes: int, limit_s: float, *, is_made: bool) -> Claim:
+    async def _room(self, num_bytes: int, *, is_made: bool) -> Claim:
         try:
-            async with asyncio.timeout(self._at_most(limit_s)):
+            async with asyncio.timeout(self._at_most(self._limits.receive_timeout_s)):
                 return await self._limits.answers.reserve(self._caller, num_bytes, is_made=is_made)
         except TimeoutError:
-            raise self._not_read() from None
-
-    def _not_read(self) -> DeadlineError:
-        return DeadlineError(
-            f"The client did not read its answers for {self._limits.send_timeout_s:g} s (--send-timeout-s), or not"
-            " before its deadline, or too slowly while others waited for memory."
-        )
+            raise DeadlineError(
+                "The answer found no room before its deadline (the client's, else --request-timeout-s): the caller's"
+                " other answers that are not sent yet take all that it may have of --message-budget-mib."
+            ) from None
 
     def end(self) -> None:
         """Says what the trailers of a call without an error have."""

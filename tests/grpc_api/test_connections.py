@@ -16,6 +16,7 @@ from tests.grpc_api.asking import until
 
 
 MAXIMUM = 6
+UNREAD = 2**25
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="not Linux")
 
@@ -90,7 +91,7 @@ async def watching(
 async def test_connections_without_a_call_make_room(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     for peer in address.connect(4):
         with connections.used(peer):
             pass
@@ -103,7 +104,7 @@ async def test_connections_without_a_call_make_room(
 async def test_running_calls_are_not_cut_within_a_share(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     with contextlib.ExitStack() as calls:
         for number, peer in enumerate(address.connect(9)):
             calls.enter_context(connections.used(peer, f"caller {number}"))
@@ -115,7 +116,7 @@ async def test_running_calls_are_not_cut_within_a_share(
 async def test_a_caller_with_all_connections_makes_room(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     with contextlib.ExitStack() as calls:
         for number, peer in enumerate(address.connect(MAXIMUM + 3)):
             calls.enter_context(connections.used(peer, "greedy" if number else "modest"))
@@ -127,7 +128,7 @@ async def test_a_caller_with_all_connections_makes_room(
 async def test_only_the_caller_with_the_most_makes_room_and_no_more_than_needed(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     with contextlib.ExitStack() as calls:
         peers = address.connect(MAXIMUM + 2)
         for number, peer in enumerate(peers):
@@ -141,7 +142,7 @@ async def test_only_the_caller_with_the_most_makes_room_and_no_more_than_needed(
 async def test_of_those_that_have_been_used_the_ones_idle_for_longest_make_room(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     peers = address.connect(8)
     for index in (2, 0, 1, 3, 4, 5, 6, 7):
         with connections.used(peers[index]):
@@ -154,7 +155,7 @@ async def test_of_those_that_have_been_used_the_ones_idle_for_longest_make_room(
 async def test_other_sockets_are_left_alone(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     other = Address(address.listener.family, address.listener.getsockname()[0])
     other.connect(9)
     async with watching(connections, address, monkeypatch):
@@ -167,7 +168,7 @@ async def test_other_sockets_are_left_alone(
 async def test_what_is_known_of_closed_connections_is_forgotten(
     address: Address, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     for number in range(1000):
         with connections.used(f"ipv4:192.0.2.1:{number}"):
             pass
@@ -206,7 +207,7 @@ def used_by(connections: Connections, peer: str, *callers: str | None) -> None:
 def test_refused_calls_leave_streams_of_a_shared_connection_to_others(
     callers: tuple[str | None, ...], has_key: bool, count: int
 ) -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     used_by(connections, ADAPTER, *callers)
     for _ in range(2):  # they have ended
         assert waiting_at_once(connections, ADAPTER, has_key=has_key) == count
@@ -214,7 +215,7 @@ def test_refused_calls_leave_streams_of_a_shared_connection_to_others(
 
 
 def test_connections_wait_apart() -> None:
-    connections = Connections(MAXIMUM)
+    connections = Connections(MAXIMUM, UNREAD)
     other = "ipv4:10.0.0.2:4000"
     for peer in (ADAPTER, other):
         used_by(connections, peer, "a", "b")
@@ -224,34 +225,78 @@ def test_connections_wait_apart() -> None:
         assert waiting_at_once(connections, other) == module.MAX_WAITING
 
 
+KIB, MIB = 2**10, 2**20
+
+
+class Unread:
+    """Answers that were not read, of some callers over some connections."""
+
+    def __init__(self, peers: list[str]) -> None:
+        self.connections = Connections(MAXIMUM, UNREAD)
+        self.peers = peers
+        self.writing: list[asyncio.Future[None]] = []
+
+    def add(self, connection: int, caller: str | None, count: int, num_bytes: int) -> None:
+        for _ in range(count):
+            self.writing.append(asyncio.get_running_loop().create_future())
+            self.connections.unread(self.peers[connection], caller, num_bytes, self.writing[-1])
+
+    def to_close(self) -> list[int]:
+        found = self.connections._with_most_unread()
+        return [number for number, peer in enumerate(self.peers) if module._address(peer) in found]
+
+
+PEERS = [f"ipv4:10.0.0.{number % 4}:{number}" for number in range(64)]
+MODEST = 40
+
+
+@pytest.mark.parametrize("callers", [["one"], ["one", "two"], [None]])
+async def test_an_adapter_whose_clients_pause_is_never_closed(callers: list[str | None]) -> None:
+    """As many as its streams: an event of each was not read."""
+    unread = Unread(PEERS)
+    for number in range(1024):
+        unread.add(0, callers[number % len(callers)], 1, 600)
+    assert unread.to_close() == []
+    unread.add(1, "greedy", 63, 512 * KIB)
+    assert unread.to_close() == [1], "the caller with the most"
+
+
 @pytest.mark.parametrize(
-    ("callers", "megabytes", "closed"),
+    ("rows", "count"),
     [
-        (["a"], 1, False),
-        (["a"], 2, True),
-        (["a", "b"], 1000, False),
-        ([None], 64, False),  # perhaps an adapter's, whose callers have no keys
-        ([None], 65, True),
-        ([], 2, True),  # health checks only
+        ([(0, "a", 31, MIB)], 0),
+        ([(0, "a", 33, MIB)], 1),
+        ([(0, "a", 10000, 10)], 1),  # the calls themselves
+        ([(0, "a", 20, MIB), (0, "b", 20, MIB)], 1),  # of two keys
+        ([(n, "a", 1, 31 * MIB) for n in range(4)], 3),
+        ([(n, f"key {n}", 1, 31 * MIB) for n in range(4)], 3),
+        ([(n, None, 1, 31 * MIB) for n in range(4)], 3),  # without keys
+        ([(n, "a", 1, MIB) for n in range(34)] + [(MODEST, "b", 2, MIB)], 5),
     ],
 )
-async def test_a_connection_with_many_unread_answers_is_closed_unless_callers_share_it(
-    address: Address,
-    monkeypatch: pytest.MonkeyPatch,
-    callers: list[str | None],
-    megabytes: int,
-    closed: bool,
+async def test_connections_with_the_most_unread_of_the_caller_with_the_most_are_closed(
+    rows: list[tuple[int, str | None, int, int]], count: int
 ) -> None:
-    connections = Connections(MAXIMUM)
-    peer, other = address.connect(2)
-    with contextlib.ExitStack() as calls:
-        for caller in callers:
-            calls.enter_context(connections.used(peer, caller))
-        calls.enter_context(connections.used(other, "other"))
-        for _ in range(megabytes):
-            connections.unread(peer, 2**20)
-            connections.unread(other, 2**20)
-            connections.unread(other, -(2**20))
-        async with watching(connections, address, monkeypatch, left=1 if closed else 2):
-            pass
-    assert address.open() == ([1] if closed else [0, 1])
+    unread = Unread(PEERS)
+    for row in rows:
+        unread.add(*row)
+    for _ in range(2):  # nothing else while gRPC has not let go of it
+        closed = unread.to_close()
+        assert len(closed) == count
+        assert MODEST not in closed
+    for one in unread.writing:
+        one.set_result(None)
+    await asyncio.sleep(0)
+    assert unread.to_close() == []
+    assert not unread.connections._unread
+
+
+async def test_the_watch_closes_connections_with_unread_answers(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread = Unread(address.connect(3))
+    for number, megabytes in enumerate((1, 40, 2)):
+        unread.add(number, None, megabytes, MIB)
+    async with watching(unread.connections, address, monkeypatch, left=2):
+        pass
+    assert address.open() == [0, 2]

@@ -21,7 +21,6 @@ import pytest
 from inference_service.engine_client.interface import EngineState
 from inference_service.engine_protocol.messages import EngineFailure
 from inference_service.grpc_api import chat_service, requests
-from inference_service.grpc_api.connections import MAX_UNREAD_BYTES
 from inference_service.grpc_api.wire_fields import MAX_FIELDS, MAX_PACKED_BYTES
 from qwenvl.inference.v1 import admin_service_pb2 as admin_pb
 from qwenvl.inference.v1 import admin_service_pb2_grpc as admin_grpc
@@ -342,29 +341,37 @@ async def test_answers_that_nobody_reads_have_a_bound_and_others_pass(
     await until(lambda: answers.used_bytes == 0)
 
 
-@pytest.mark.parametrize(("keys", "is_closed"), [(["one"], True), (["one", "two"], False)])
-async def test_the_connection_of_a_client_that_reads_nothing_is_closed(
-    open_service, tmp_path: Path, keys: list[str], is_closed: bool
+@pytest.mark.parametrize(("sizes", "is_closed"), [([9], False), ([5, 5], True), ([5, 0, 5], True)])
+async def test_connections_of_clients_that_read_nothing_are_closed_when_it_is_too_much(
+    open_service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    is_closed: bool,
 ) -> None:
-    """Its answers are in memory until then. One of several callers stays: it may be an adapter's."""
+    """Their answers are in memory until then. Each connection is another key's, and one that reads little stays."""
     path = tmp_path / "keys"
     path.write_text("one\ntwo\n")
     service = await open_service(api_key_file=str(path), send_timeout_s=0.3)
-    answers = service.front._limits.answers
-    async with Connection.open(service.front.ports["grpc"], window=0) as connection:
-        for key in keys:
-            await ask_without_reading(connection, 4, 2**18, key)
-        await until(lambda: connection.closed or len(service.front._connections._unread) == 1)
+    connections, answers = service.front._connections, service.front._limits.answers
+    monkeypatch.setattr(connections, "_max_unread_bytes", 10 * 2**17)
+    async with contextlib.AsyncExitStack() as stack:
+        port = service.front.ports["grpc"]
+        opened = [await stack.enter_async_context(Connection.open(port, window=0)) for _ in sizes]
+        for number, (connection, count) in enumerate(zip(opened, sizes, strict=True)):
+            key = ("one", "two")[number % 2]
+            letters = 2**17 if count else 9
+            await ask_without_reading(connection, count or 1, letters, key)
         if is_closed:
-            await until(lambda: connection.closed)
-        else:
-            unread = service.front._connections._unread
-            await until(lambda: sum(unread.values()) > 3 * MAX_UNREAD_BYTES)
-            await asyncio.sleep(0.6)
-            assert not connection.closed
-            assert answers.used_bytes > 3 * MAX_UNREAD_BYTES, "gRPC has them still"
+            await until(lambda: any(connection.closed for connection in opened))
+        remaining = 5 * 2**17 if is_closed else sum(sizes) * 2**17
+        await until(lambda: remaining <= connections._unread.total() <= 10 * 2**17)
+        await asyncio.sleep(0.6)  # the connections are looked at twice
+        assert sum(connection.closed for connection in opened) == is_closed
+        assert not any(one.closed for one, count in zip(opened, sizes, strict=True) if not count)
+        assert answers.used_bytes >= 2 * remaining, "gRPC has them still"
     await until(lambda: answers.used_bytes == 0)
-    assert not service.front._connections._unread
+    await until(lambda: not connections._unread)
 
 
 async def test_many_large_answers_at_once_reach_a_client_that_reads(guarded: Service) -> None:

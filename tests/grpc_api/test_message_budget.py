@@ -8,20 +8,17 @@ import contextlib
 import pytest
 
 from inference_service.errors import QueueFullError
-from inference_service.grpc_api.fair_room import Claim, Line
-from inference_service.grpc_api.message_budget import MessageBudget
+from inference_service.grpc_api.fair_room import Line
+from inference_service.grpc_api.message_budget import MessageBudget, MessageClaim, Patience
 
 
 def budget(messages: int = 2, **changes: float) -> MessageBudget:
     values = {"max_waiting": 10, "wait_s": 5.0, "patience_s": 0.05} | changes
+    one_s = values["patience_s"]
     return MessageBudget(
         100 * messages,
-        Line(
-            max_waiting=int(values["max_waiting"]),
-            wait_s=values["wait_s"],
-            patience_s=values["patience_s"],
-            patience_alone_s=values.get("patience_alone_s", values["patience_s"]),
-        ),
+        Line(max_waiting=int(values["max_waiting"]), wait_s=values["wait_s"]),
+        Patience(one_s=one_s, alone_s=values.get("patience_alone_s", one_s)),
         max_message_bytes=100,
         setting="--the-setting",
     )
@@ -36,7 +33,9 @@ async def of(size: int) -> bytes:
     return bytes(size)
 
 
-async def begin(room: MessageBudget, caller: str) -> tuple[Claim, asyncio.Task[bytes | None]]:
+async def begin(
+    room: MessageBudget, caller: str
+) -> tuple[MessageClaim, asyncio.Task[bytes | None]]:
     """A message that never ends."""
     claim = await room.reserve(caller)
     task = asyncio.create_task(room.receive(claim, never, 10))
