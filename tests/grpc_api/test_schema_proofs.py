@@ -120,11 +120,10 @@ SCHEMAS = st.recursive(
 )
 
 
-def matches(value: object, schema: object, definitions: object) -> bool:
-    """Whether a value matches; one about which the schema has no end does not."""
-    whole = {"$defs": definitions, "allOf": [schema]}
+def matches(value: object, schema: Any, root: Any) -> bool:
+    """Whether a value matches a schema of a document; one about which the schema has no end does not."""
     try:
-        return jsonschema.Draft202012Validator(whole).is_valid(value)
+        return jsonschema.Draft202012Validator(root).evolve(schema=schema).is_valid(value)
     except RecursionError:
         return False
 
@@ -149,9 +148,10 @@ def check_proofs(alternatives: list[Any], first: Any, second: Any) -> None:
     root = {"$defs": {"A": first, "B": second}, "allOf": [{"type": "object"}]}
     if Proofs(root).are_disjoint(alternatives):
         for value in VALUES:
-            assert sum(matches(value, one, root["$defs"]) for one in alternatives) < 2
-    if Proofs(root | {"allOf": alternatives[:1]}).is_endless(root | {"allOf": alternatives[:1]}):
-        assert not any(matches(value, alternatives[0], root["$defs"]) for value in VALUES)
+            assert sum(matches(value, one, root) for one in alternatives) < 2
+    whole = root | {"allOf": alternatives[:1]}
+    if Proofs(whole).is_endless(whole):
+        assert not any(matches(value, whole, whole) for value in VALUES)
 
 
 NODE = {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "required": ["n"]}
