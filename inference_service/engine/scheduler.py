@@ -127,6 +127,10 @@ class Scheduler:
         admitting = self.counters.preemptions == preemptions
         if late is not None and admitting:
             admitting = self._batch.admit(late)
+            if (
+                late.is_decoding
+            ):  # it is cached up to its newest token, and so no prompt in progress
+                self._schedule_prefill(plan, late, plan.tokens_left)
         self._schedule_prompts(plan, admitting=admitting)
         return plan
 

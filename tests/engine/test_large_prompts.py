@@ -147,6 +147,17 @@ def test_slots_go_to_those_who_have_waited_too_long() -> None:
     assert load.steps_until_first_token(late, 5 * PATIENCE) <= 2 * PATIENCE + 3
 
 
+def test_a_late_sequence_that_is_cached_goes_on_at_once() -> None:
+    """All but its newest token: it is an answer in progress as soon as it is admitted."""
+    load = make()
+    one = load.add(request("a", PAGE_TOKENS, answer=9))
+    load.step()
+    load.scheduler._batch.preempt(one)
+    load.now_s += _PATIENCE_S + 1
+    [chunk] = load.scheduler.schedule().chunks
+    assert (chunk.sequence, chunk.start, chunk.end) == (one, PAGE_TOKENS, PAGE_TOKENS + 1)
+
+
 class Counted(list[int]):
     """Pages that count how often one of them is looked at."""
 
