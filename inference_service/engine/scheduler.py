@@ -127,9 +127,8 @@ class Scheduler:
         admitting = self.counters.preemptions == preemptions
         if late is not None and admitting:
             admitting = self._batch.admit(late)
-            if (
-                late.is_decoding
-            ):  # it is cached up to its newest token, and so no prompt in progress
+            # Cached up to its newest token, it is no prompt in progress.
+            if late.is_decoding:
                 self._schedule_prefill(plan, late, plan.tokens_left)
         self._schedule_prompts(plan, admitting=admitting)
         return plan

@@ -69,9 +69,10 @@ def test_images_of_one_pass_are_kept_apart(directory: Path) -> None:
     spec = load_spec(directory)
     core = EngineCore(EngineConfig(model_dir=str(directory), num_kv_pages=64, cpu_threads=1))
     core.add(*request_with_two_images(spec))
-    core.step()
+    while len(cached(core)) < 2:  # in pieces, of which a slow machine computes few in a step
+        assert core.has_work
+        core.step()
     embeddings = cached(core)
-    assert len(embeddings) == 2
     for embedding in embeddings:
         assert embedding.untyped_storage().nbytes() == embedding.nbytes
     assert not torch.equal(*embeddings)
