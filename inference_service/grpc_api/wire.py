@@ -121,9 +121,8 @@ class Wire:
         timeout_s = self._at_most(self._limits.send_timeout_s)
         try:
             writing = await answers.send(claim, message, self._context.write, timeout_s)
-        except (
-            grpc.aio.InternalError
-        ):  # the connection is lost, which gRPC tells by a cancellation a little later
+        except grpc.aio.InternalError:
+            # The connection is lost, which gRPC tells by a cancellation a little later.
             raise asyncio.CancelledError from None
         if writing is not None:
             self._unread(len(message), writing)
