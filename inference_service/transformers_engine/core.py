@@ -10,7 +10,7 @@ Independent of how a model is computed (`generation`) and how prompts are made (
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass, replace
 import logging
 import time
@@ -27,9 +27,7 @@ from inference_service.engine.constrained import (
     too_expensive,
 )
 from inference_service.engine.device import memory_of
-from inference_service.engine.logprobs import token_logprobs
 from inference_service.engine.outputs import ended_output, token_output
-from inference_service.engine.prompt_logprobs import PROMPT_LOGITS_ROWS
 from inference_service.engine.sequence import Sequence, SequenceId
 from inference_service.engine.shares import Shares, overdue, overtakes
 from inference_service.engine.step_results import ChunkResult
@@ -40,13 +38,11 @@ from inference_service.engine_protocol.messages import (
     EngineRequest,
     EngineStats,
     FinishReason,
-    PositionLogprobs,
     PromptLayout,
     PromptSource,
 )
 from inference_service.errors import (
     InternalError,
-    InvalidArgumentError,
     OutOfMemoryError,
     RequestIdInUseError,
     ServiceError,
@@ -55,6 +51,7 @@ from inference_service.grammar.matcher import GrammarError
 from inference_service.measures import BATCH_BOUNDS, ChoiceTimings, HistogramCounter
 from inference_service.transformers_engine.admission import Admission
 from inference_service.transformers_engine.generation import Generation, ModuleState
+from inference_service.transformers_engine.prompt_logprobs import prompt_logprobs
 from inference_service.transformers_engine.prompts import PromptMaker
 from inference_service.transformers_engine.turns import TurnSampler
 
@@ -317,35 +314,12 @@ class TransformersCore:
             generation = self._generations[sequence.sequence_id] = Generation(
                 self._parts.model,
                 self._state,
-                self._inputs_of(sequence),
+                self._parts.prompts.inputs_of(sequence, self._pixels[sequence.request.request_id]),
                 max_length=self.ready.max_model_len,
                 all_logits=sequence.top_prompt_logprobs is not None
                 and sequence.num_answer_tokens == 0,
             )
         return generation
-
-    def _inputs_of(self, sequence: Sequence) -> Mapping[str, Tensor]:
-        """The prompt, with the text of a probe.
-
-        Raises:
-            InvalidArgumentError: It is refused, or is another than that of the request.
-        """
-        request = sequence.request
-        source = request.source or PromptSource(token_ids=request.prompt_token_ids)
-        prepared = self._parts.prompts.prepare(source, self._pixels[request.request_id])
-        if prepared.layout.token_ids != request.prompt_token_ids:
-            raise InvalidArgumentError("The prompt does not match its source.")
-        inputs = prepared.inputs
-        added = sequence.token_ids[inputs["input_ids"].shape[1] : sequence.num_prompt_tokens]
-        if not added:
-            return inputs
-        ids = torch.tensor([added], dtype=torch.int64)
-        fill = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        fill |= {n: torch.zeros_like(ids) for n in ("mm_token_type_ids", "token_type_ids")}
-        return {
-            name: torch.cat([value, fill[name].to(value.dtype)], dim=1) if name in fill else value
-            for name, value in inputs.items()
-        }
 
     # ---- one step of one sequence ----
 
@@ -383,7 +357,7 @@ class TransformersCore:
         sequence.finish_reason = sequence.reason_to_finish(self.ready.max_model_len)
 
     def _result(self, sequence: Sequence, generation: Generation, logits: Tensor) -> ChunkResult:
-        entries = () if sequence.probe else _prompt_logprobs(sequence, generation)
+        entries = () if sequence.probe else prompt_logprobs(sequence, generation)
         return replace(self._sampler.choose(sequence, logits), prompt_logprobs=entries)
 
     # ---- ends ----
@@ -416,22 +390,6 @@ class TransformersCore:
             s.request.request_id != request_id for s in unfinished
         ):
             self._pixels.pop(request_id, None)
-
-
-def _prompt_logprobs(sequence: Sequence, generation: Generation) -> tuple[PositionLogprobs, ...]:
-    """Log probabilities of the prompt's tokens from the second on, once."""
-    logits, generation.prompt_logits = generation.prompt_logits, None
-    if logits is None:
-        return ()
-    targets = sequence.token_ids[1 : sequence.num_prompt_tokens]
-    if len(logits) != sequence.num_prompt_tokens:
-        raise InternalError("The model has no logits for each token of the prompt.")
-    found: list[PositionLogprobs] = []
-    for start in range(0, len(targets), PROMPT_LOGITS_ROWS):
-        some = torch.tensor(targets[start : start + PROMPT_LOGITS_ROWS], device=logits.device)
-        rows = logits[start : start + len(some)]
-        found += token_logprobs(rows, some, [sequence.top_prompt_logprobs or 0] * len(some)).read()
-    return tuple(found)
 
 
 def _timings(sequence: Sequence) -> ChoiceTimings:

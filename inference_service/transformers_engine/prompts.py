@@ -15,6 +15,7 @@ from PIL import Image
 import torch
 from torch import Tensor
 
+from inference_service.engine.sequence import Sequence as EngineSequence
 from inference_service.engine_protocol.messages import (
     MediaLayout,
     PromptLayout,
@@ -93,6 +94,31 @@ class PromptMaker:
         while len(self._kept) > _KEPT or self._kept_bytes > _KEPT_BYTES:
             self._kept.popitem(last=False)
         return prepared
+
+    def inputs_of(
+        self, sequence: EngineSequence, pixels: memoryview | bytes
+    ) -> Mapping[str, Tensor]:
+        """The inputs of the model for a sequence: its request's prompt, with the text of a probe.
+
+        Raises:
+            InvalidArgumentError: The prompt is refused, or is another than that of the request.
+        """
+        request = sequence.request
+        source = request.source or PromptSource(token_ids=request.prompt_token_ids)
+        prepared = self.prepare(source, pixels)
+        if prepared.layout.token_ids != request.prompt_token_ids:
+            raise InvalidArgumentError("The prompt does not match its source.")
+        inputs = prepared.inputs
+        added = sequence.token_ids[inputs["input_ids"].shape[1] : sequence.num_prompt_tokens]
+        if not added:
+            return inputs
+        ids = torch.tensor([added], dtype=torch.int64)
+        fill = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        fill |= {n: torch.zeros_like(ids) for n in ("mm_token_type_ids", "token_type_ids")}
+        return {
+            name: torch.cat([value, fill[name].to(value.dtype)], dim=1) if name in fill else value
+            for name, value in inputs.items()
+        }
 
     @property
     def _kept_bytes(self) -> int:
