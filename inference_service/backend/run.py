@@ -73,14 +73,13 @@ async def run(
             yield event
         return
     cached_tokens = written_tokens = 0
-    record = current_request()
     open_choices = set(range(len(answers)))
     outputs = engine.generate(engine_request, prepared.pixels, counted=counted, computed=computed)
     async with contextlib.aclosing(outputs):
         async for output in outputs:
             begun()
             written_tokens += output.num_cache_write_tokens
-            record.take(output.choice_index, len(output.token_ids), output.timings)
+            current_request().take(output.choice_index, len(output.token_ids), output.timings)
             if output.choice_index not in open_choices:
                 continue  # computed before the abort for a stop string reached the engine
             _raise_failure(output, prompt_field, form_field)
@@ -89,13 +88,12 @@ async def run(
             answer = answers[output.choice_index]
             for event in await push(answer, output):
                 yield event
-            if not answer.finished:
-                continue
-            open_choices.remove(output.choice_index)
-            if not open_choices:
-                break
-            if output.finish_reason is None:
-                await engine.abort(output.request_id, output.choice_index)
+            if answer.finished:
+                open_choices.remove(output.choice_index)
+                if not open_choices:
+                    break
+                if output.finish_reason is None:
+                    await engine.abort(output.request_id, output.choice_index)
     yield _usage(prepared, answers, cached_tokens, written_tokens)
 
 

@@ -8,6 +8,7 @@ Of each caller only the first wait is looked at when room becomes free, and one 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 import asyncio
 from collections import Counter, deque
 import contextlib
@@ -71,7 +72,7 @@ class _Wait(Generic[AnyClaim]):
     until: float | None = None
 
 
-class FairRoom(Generic[AnyClaim]):
+class FairRoom(ABC, Generic[AnyClaim]):
     """The room. Belongs to one event loop.
 
     Args:
@@ -136,9 +137,9 @@ class FairRoom(Generic[AnyClaim]):
         self._take(claim)
         return True
 
+    @abstractmethod
     def _may_have(self, claim: AnyClaim) -> bool:
         """Whether its caller's share allows a claim."""
-        raise NotImplementedError
 
     def _has_room(self, claim: AnyClaim) -> bool:
         return self.used_bytes + claim.num_bytes <= self.limit_bytes

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from inference_service.engine.blocks import BlockManager, page_hash, root_hash
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from tests.support.image_spans import span
 
 
 def sequence(*token_ids: int, images: tuple[ImageSpan, ...] = (), salt: bytes = b"") -> Sequence:
@@ -23,15 +24,7 @@ def sequence(*token_ids: int, images: tuple[ImageSpan, ...] = (), salt: bytes = 
 
 
 def image(key: bytes, start: int, num_tokens: int) -> ImageSpan:
-    return ImageSpan(
-        key=key * 32,
-        start=start,
-        num_tokens=num_tokens,
-        grid=(1, 2, 2 * num_tokens),
-        height=2,
-        width=2,
-        pixel_offset=0,
-    )
+    return span(key * 32, start, num_tokens)
 
 
 def compute(blocks: BlockManager, sequence: Sequence) -> None:

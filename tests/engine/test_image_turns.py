@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -53,16 +54,18 @@ LOADS = {
 }
 
 
+def keep(load: Load, streams: list[Stream]) -> None:
+    """Lets streams run for some steps."""
+    for one in streams:
+        load.keep(one.count, partial(request, one.caller, 5, images=one.images, key=one.key))
+    for _ in range(10):
+        load.step()
+
+
 @pytest.mark.parametrize(("size", "streams"), LOADS.values(), ids=LOADS)
 def test_a_large_image_does_not_wait_for_ever(size: int, streams: list[Stream]) -> None:
     load = Load(budget=BUDGET, encoder_tokens=CAPACITY)
-    for one in streams:
-        load.keep(
-            one.count,
-            lambda one=one: request(one.caller, 5, images=one.images, key=one.key),  # type: ignore[misc]
-        )
-    for _ in range(10):
-        load.step()
+    keep(load, streams)
     late = load.add(request("late", 5, images=(size,)))
     assert load.steps_until_first_token(late, 3 * BOUND) <= BOUND
     before = load.num_ended
@@ -86,13 +89,7 @@ images_of_one = st.lists(st.integers(1, CAPACITY) | st.just(CAPACITY), min_size=
 def test_nobody_waits_for_ever(others: list[Stream], images: list[int]) -> None:
     """Each of those that came before may have its images first, and so its part of the bound."""
     load = Load(budget=128, encoder_tokens=CAPACITY, max_model_len=4096)
-    for one in others:
-        load.keep(
-            one.count,
-            lambda one=one: request(one.caller, 5, images=one.images, key=one.key),  # type: ignore[misc]
-        )
-    for _ in range(10):
-        load.step()
+    keep(load, others)
     late = load.add(request("late", 5, images=tuple(images)))
     before = 1 + sum(one.count for one in others)
     bound = before * (PATIENCE + 8 * CAPACITY // 128)

@@ -15,10 +15,10 @@ from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import (
     EngineRequest,
     FinishReason,
-    ImageSpan,
     SamplingParams,
 )
 from inference_service.measures import ChoiceTimings
+from tests.support.image_spans import span
 
 
 def make(
@@ -41,18 +41,7 @@ def make(
 
 def add(scheduler: Scheduler, name: str, length: int, *spans: tuple[int, int]) -> Sequence:
     """A prompt of tokens of its own; spans are (start, tokens)."""
-    images = tuple(
-        ImageSpan(
-            key=f"{name}{start}".encode().ljust(32),
-            start=start,
-            num_tokens=tokens,
-            grid=(1, 2, 2 * tokens),
-            height=2,
-            width=2,
-            pixel_offset=0,
-        )
-        for start, tokens in spans
-    )
+    images = tuple(span(f"{name}{start}".encode(), start, tokens) for start, tokens in spans)
     sequence = Sequence(
         EngineRequest(
             request_id=name,

@@ -22,6 +22,8 @@ from inference_service.engine_protocol.messages import (
     Probe,
     SamplingParams,
 )
+from tests.support.engine_load import without_images
+from tests.support.image_spans import span
 
 
 BUDGET = 64
@@ -59,15 +61,7 @@ class Engine:
             image = self.unencoded.pop(0)
             room -= image.num_tokens
             self.cache.fill(image.key, "embeddings")
-        waiting = {image.key for image in self.unencoded}
-        chunks = [
-            chunk
-            for chunk in plan.chunks
-            if not any(
-                image.key in waiting
-                for image in chunk.sequence.images_between(chunk.start, chunk.end)
-            )
-        ]
+        chunks = without_images(plan, {image.key for image in self.unencoded})
         self.scheduler.launched(chunks)
         for chunk in chunks:
             self.scheduler.commit(chunk, 7 if chunk.extends else None)
@@ -75,18 +69,7 @@ class Engine:
 
 
 def request(name: str, length: int, *, images: int = 0, **fields: object) -> EngineRequest:
-    spans = tuple(
-        ImageSpan(
-            key=f"{name} {index}".encode().ljust(32),
-            start=1 + 17 * index,
-            num_tokens=16,
-            grid=(1, 2, 32),
-            height=2,
-            width=2,
-            pixel_offset=0,
-        )
-        for index in range(images)
-    )
+    spans = tuple(span(f"{name} {index}".encode(), 1 + 17 * index, 16) for index in range(images))
     whole = EngineRequest(
         request_id=name,
         prompt_token_ids=tuple(hash((name, index)) % 1000 for index in range(length)),

@@ -5,15 +5,17 @@ Images are encoded side by side, as many tokens of them in a step as the step ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 import itertools
 
 from inference_service.engine.blocks import BlockManager
 from inference_service.engine.encoder_cache import EncoderCache
 from inference_service.engine.pace import Pace
+from inference_service.engine.plan import Chunk, Plan
 from inference_service.engine.scheduler import Scheduler
 from inference_service.engine.sequence import Sequence
 from inference_service.engine_protocol.messages import EngineRequest, ImageSpan, SamplingParams
+from tests.support.image_spans import span
 
 
 PAGE_TOKENS = 16
@@ -36,15 +38,7 @@ def request(
     name = next(_names)
     starts = itertools.accumulate(images, initial=length)
     spans = tuple(
-        ImageSpan(
-            key=f"{key or name} {start}".encode().ljust(32),
-            start=start,
-            num_tokens=num_tokens,
-            grid=(1, 2, 2 * num_tokens),
-            height=2,
-            width=2,
-            pixel_offset=0,
-        )
+        span(f"{key or name} {start}".encode(), start, num_tokens)
         for start, num_tokens in zip(starts, images, strict=False)
     )
     return EngineRequest(
@@ -54,6 +48,17 @@ def request(
         sampling=SamplingParams(max_tokens=answer, ignore_eos=True),
         caller=caller,
     )
+
+
+def without_images(plan: Plan, missing: Container[bytes]) -> list[Chunk]:
+    """The chunks of a plan that need no image of those that are missing, by their keys."""
+    return [
+        chunk
+        for chunk in plan.chunks
+        if not any(
+            image.key in missing for image in chunk.sequence.images_between(chunk.start, chunk.end)
+        )
+    ]
 
 
 class Load:
@@ -106,15 +111,7 @@ class Load:
         self._encoding += [(image, image.num_tokens) for _, image in plan.images]
         if self.encodes:
             self._encode()
-        missing = {image.key for image, _ in self._encoding}
-        chunks = [
-            chunk
-            for chunk in plan.chunks
-            if not any(
-                image.key in missing
-                for image in chunk.sequence.images_between(chunk.start, chunk.end)
-            )
-        ]
+        chunks = without_images(plan, {image.key for image, _ in self._encoding})
         self.scheduler.launched(chunks)
         for chunk in chunks:
             ended = self.scheduler.commit(chunk, 7 if chunk.extends else None)
